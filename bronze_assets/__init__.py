@@ -1,0 +1,17 @@
+"""Bronze Assets: bronze Delta tables as Dagster assets, computed by PySpark.
+
+Words, the same in code, docs, errors and the UI:
+
+- **table**: a `BronzeTable`, the declaration of one bronze table.
+- **partition**: the Dagster partition key, a day or an hour of *arrival*.
+- **batch**: the rows that one load brings together, under one `batch_id`, `<partition key>/<number>`.
+- **source state**: what a batch reads: one exported snapshot of the database.
+- **row outcome**: every row read is exactly one of loaded, quarantined, duplicate, unchanged, erased.
+- **conservation**: read = loaded + quarantined + duplicates + unchanged + erased, per batch.
+- **quarantine**: the rows that could not be loaded, with their reasons.
+- **record**: `LoadRecord`, what one load did; source of the audit row, the metadata and the check results.
+
+Map, in the order a row meets it: `settings` and `engine` give the session, `catalog` says what is ingested
+(`table` is its vocabulary), `sources` reads it, `quality` judges it, `load` walks it, `lakehouse` writes it,
+`audit` records it, `orchestration` shows it in Dagster (`definitions` wires that), `demo` tries it all out.
+"""

@@ -1,0 +1,393 @@
+"""What one load did: `LoadRecord`, the verdicts that follow from it, and the audit row.
+
+Counted once, in the load's own pass; the audit row, the Dagster metadata and the check results all come from here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from bronze_assets.errors import BronzeError
+from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.quality import KEY_UNIQUE, rules
+from bronze_assets.table import SOURCE_SYSTEM, BronzeTable, Impact
+
+MAX_NULL_SHARE = 0.05
+MIN_AVERAGE_SCORE = 85.0
+MAX_ERROR_RATE = 0.02
+MAX_PROCESSING_SECONDS = 3600.0
+MAX_STORAGE_GROWTH = 0.20
+
+Severity = Literal["WARN", "ERROR"]
+
+
+@dataclass(frozen=True)
+class RuleCount:
+    """How many rows read broke a rule, and up to five of their keys as text (never protected values)."""
+
+    broken: int = 0
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """What one batch did. Counts are rows.
+
+    Attributes:
+        scope: what of the source the batch read: `full`, `order_date = …` or a key range.
+        deleted: `DELETED` versions appended, counted apart from the rows read.
+        warned: rows read that broke a rule and were not quarantined for it.
+        score_sum: sum of the scores of all rows read.
+        nulls: column → NULLs among the rows read.
+        new_columns: columns at the source that the table does not declare.
+        left_out: those of them that are not loaded, since the table holds personal data and nobody classified them.
+        partition_rows: row versions that all batches of this partition have written.
+        table_rows, table_bytes, table_files: the whole table after the load.
+        bytes_day_ago: the table's size at its last load at least a day before; None if there was none.
+    """
+
+    table: str
+    schema: str
+    partition: str
+    batch_id: str
+    scope: str
+    started: dt.datetime
+    ended: dt.datetime
+    source_position: str = ""
+    read: int = 0
+    loaded: int = 0
+    quarantined: int = 0
+    duplicates: int = 0
+    unchanged: int = 0
+    erased: int = 0
+    deleted: int = 0
+    warned: int = 0
+    score_sum: int = 0
+    rules: dict[str, RuleCount] = field(default_factory=dict)
+    nulls: dict[str, int] = field(default_factory=dict)
+    new_columns: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    resumed: bool = False
+    dry_run: bool = False
+    partition_rows: int = 0
+    table_rows: int = 0
+    table_bytes: int = 0
+    table_files: int = 0
+    bytes_day_ago: int | None = None
+    delta_version: int | None = None
+
+    @property
+    def average_score(self) -> float | None:
+        """Average score of the rows read; None for an empty batch."""
+        return self.score_sum / self.read if self.read else None
+
+    @property
+    def error_rate(self) -> float:
+        """Share of the rows read that were quarantined; 0 for an empty batch."""
+        return self.quarantined / self.read if self.read else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the load."""
+        return (self.ended - self.started).total_seconds()
+
+    @property
+    def storage_growth(self) -> float | None:
+        """Growth of the table's bytes over a day, as a share; None without a measurement a day old."""
+        if not self.bytes_day_ago:
+            return None
+        return self.table_bytes / self.bytes_day_ago - 1
+
+    @property
+    def conserved(self) -> bool:
+        """read = loaded + quarantined + duplicates + unchanged + erased."""
+        return self.read == self.loaded + self.quarantined + self.duplicates + self.unchanged + self.erased
+
+    def to_json(self) -> str:
+        """As one JSON object, for the batch log."""
+        return json.dumps(asdict(self), default=lambda value: value.isoformat())
+
+    @classmethod
+    def from_json(cls, text: str) -> LoadRecord:
+        """Back from `to_json`."""
+        data: dict[str, Any] = json.loads(text)
+        data["started"] = dt.datetime.fromisoformat(data["started"])
+        data["ended"] = dt.datetime.fromisoformat(data["ended"])
+        data["rules"] = {
+            name: RuleCount(count["broken"], tuple(count["examples"])) for name, count in data["rules"].items()
+        }
+        for name in ("new_columns", "left_out"):
+            data[name] = tuple(data[name])
+        return cls(**data)
+
+
+def combine(records: Sequence[LoadRecord]) -> LoadRecord:
+    """The records of one partition's batches (key ranges of a first load) as one: counts added, the last one's state."""
+    total = records[0]
+    for record in records[1:]:
+        rules_ = dict(total.rules)
+        for name, count in record.rules.items():
+            before = rules_.get(name, RuleCount())
+            rules_[name] = RuleCount(before.broken + count.broken, (before.examples + count.examples)[:5])
+        names = {**total.nulls, **record.nulls}
+        total = replace(
+            record,
+            scope="full" if record.scope != total.scope else record.scope,
+            started=total.started,
+            rules=rules_,
+            nulls={name: total.nulls.get(name, 0) + record.nulls.get(name, 0) for name in names},
+            resumed=total.resumed or record.resumed,
+            **{
+                name: getattr(total, name) + getattr(record, name)
+                for name in (
+                    "read",
+                    "loaded",
+                    "quarantined",
+                    "duplicates",
+                    "unchanged",
+                    "erased",
+                    "deleted",
+                    "warned",
+                    "score_sum",
+                )
+            },
+        )
+    return total
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that every load of a table answers; `name` is stable and unique within the table."""
+
+    name: str
+    description: str
+    severity: Severity
+    blocking: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of one load to one `Check`.
+
+    Attributes:
+        count: what was counted (rows, columns, or 0 where nothing is counted).
+        share: of the rows read, 0 to 1, where there is one.
+        examples: up to five keys as text.
+        details: numbers behind the answer.
+    """
+
+    name: str
+    passed: bool
+    severity: Severity
+    count: int = 0
+    share: float | None = None
+    examples: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def checks(table: BronzeTable) -> tuple[Check, ...]:
+    """Every check of a table: the contract, one per rule, one per KPI (tables.md)."""
+    per_rule = tuple(
+        Check(rule.name, f"{rule.expected} ({rule.impact})", _severity(rule.impact)) for rule in rules(table)
+    )
+    return (
+        Check("schema", "Required columns exist with a compatible type.", "ERROR", blocking=True),
+        Check("conservation", "read = loaded + quarantined + duplicates + unchanged + erased.", "ERROR"),
+        *per_rule,
+        Check(KEY_UNIQUE, "The key is unique within the batch (High).", "ERROR"),
+        Check("null_share", f"No column is NULL in more than {MAX_NULL_SHARE:.0%} of the rows read.", "WARN"),
+        Check("quality_score", f"The average score is at least {MIN_AVERAGE_SCORE:g}.", "WARN"),
+        Check("error_rate", f"At most {MAX_ERROR_RATE:.0%} of the rows read are quarantined.", "ERROR"),
+        Check("processing_time", f"The load takes at most {MAX_PROCESSING_SECONDS / 60:g} minutes.", "ERROR"),
+        Check("storage_growth", f"The table grows by at most {MAX_STORAGE_GROWTH:.0%} a day.", "WARN"),
+    )
+
+
+def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
+    """The answers of one load to `checks(table)`, in the same order. An empty batch passes."""
+    read = record.read
+    shares = {name: count / read if read else 0.0 for name, count in record.nulls.items()}
+    too_null = {name: share for name, share in shares.items() if share > MAX_NULL_SHARE}
+    average = record.average_score
+    growth = record.storage_growth
+    answers: dict[str, Verdict] = {
+        "schema": Verdict(
+            "schema",
+            True,
+            "ERROR",
+            len(record.new_columns),
+            details={"new_columns": list(record.new_columns), "left_out_until_classified": list(record.left_out)},
+        ),
+        "conservation": Verdict(
+            "conservation",
+            record.conserved,
+            "ERROR",
+            read,
+            details={
+                name: getattr(record, name)
+                for name in ("loaded", "quarantined", "duplicates", "unchanged", "erased", "deleted")
+            },
+        ),
+        "null_share": Verdict(
+            "null_share",
+            not too_null,
+            "WARN",
+            len(too_null),
+            max(shares.values(), default=0.0),
+            details={"null_shares": {name: round(share, 6) for name, share in shares.items()}},
+        ),
+        "quality_score": Verdict(
+            "quality_score",
+            average is None or average >= MIN_AVERAGE_SCORE,
+            "WARN",
+            read,
+            details={"average_score": average, "threshold": MIN_AVERAGE_SCORE},
+        ),
+        "error_rate": Verdict(
+            "error_rate",
+            record.error_rate <= MAX_ERROR_RATE,
+            "ERROR",
+            record.quarantined,
+            record.error_rate,
+            details={"threshold": MAX_ERROR_RATE},
+        ),
+        "processing_time": Verdict(
+            "processing_time",
+            record.seconds <= MAX_PROCESSING_SECONDS,
+            "ERROR",
+            details={"seconds": record.seconds, "threshold_seconds": MAX_PROCESSING_SECONDS},
+        ),
+        "storage_growth": Verdict(
+            "storage_growth",
+            growth is None or growth <= MAX_STORAGE_GROWTH,
+            "WARN",
+            details={"bytes": record.table_bytes, "bytes_day_ago": record.bytes_day_ago, "growth": growth},
+        ),
+    }
+    for check in checks(table):
+        if check.name not in answers:
+            count = record.rules.get(check.name, RuleCount())
+            answers[check.name] = Verdict(
+                check.name,
+                count.broken == 0,
+                check.severity,
+                count.broken,
+                count.broken / read if read else 0.0,
+                count.examples,
+            )
+    return tuple(answers[check.name] for check in checks(table))
+
+
+def _severity(impact: Impact) -> Severity:
+    return "ERROR" if impact is Impact.HIGH else "WARN"
+
+
+AUDIT_LOG = "bz_audit_log"
+_AUDIT = pa.schema(
+    [
+        ("audit_id", pa.string()),
+        ("table_name", pa.string()),
+        ("operation_type", pa.string()),
+        ("record_count", pa.int64()),
+        ("processing_start_time", pa.timestamp("us", tz="UTC")),
+        ("processing_end_time", pa.timestamp("us", tz="UTC")),
+        ("processing_duration_seconds", pa.int32()),
+        ("data_quality_avg_score", pa.float64()),
+        ("error_count", pa.int32()),
+        ("warning_count", pa.int32()),
+        ("batch_id", pa.string()),
+        ("pipeline_run_id", pa.string()),
+        ("source_system", pa.string()),
+        ("target_location", pa.string()),
+        ("created_by", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+
+
+def write_success(lake: Lakehouse, table: BronzeTable, record: LoadRecord, *, run_id: str, trigger: str) -> None:
+    """Append the audit row of a finished batch: `record_count` is the rows read, `error_count` those quarantined,
+    `warning_count` those that broke a rule and were not."""
+    _write(
+        lake,
+        table,
+        operation_type=_operation(record.scope),
+        record_count=record.read,
+        processing_start_time=record.started,
+        processing_end_time=record.ended,
+        data_quality_avg_score=record.average_score,
+        error_count=record.quarantined,
+        warning_count=record.warned,
+        batch_id=record.batch_id,
+        pipeline_run_id=run_id,
+        created_by=f"bronze_assets/{trigger}",
+        status="SUCCESS",
+    )
+
+
+def write_failure(
+    lake: Lakehouse,
+    table: BronzeTable,
+    message: str,
+    *,
+    started: dt.datetime,
+    ended: dt.datetime,
+    batch_id: str | None,
+    run_id: str,
+    trigger: str,
+) -> None:
+    """Append the audit row of an attempt that failed. The message must not hold values of rows."""
+    _write(
+        lake,
+        table,
+        operation_type="load",
+        record_count=0,
+        processing_start_time=started,
+        processing_end_time=ended,
+        error_count=1,
+        warning_count=0,
+        batch_id=batch_id,
+        pipeline_run_id=run_id,
+        created_by=f"bronze_assets/{trigger}",
+        status="FAILED",
+        error_message=message,
+    )
+
+
+def has_success(lake: Lakehouse, table: BronzeTable, batch_id: str) -> bool:
+    """Whether the audit log has the SUCCESS row of a batch."""
+    rows = lake.rows(table.schema, AUDIT_LOG, ["table_name", "batch_id", "status"])
+    return {"table_name": table.name, "batch_id": batch_id, "status": "SUCCESS"} in rows
+
+
+def safe_message(error: BaseException) -> str:
+    """What may be kept of an error: our own words, else its kind, since a foreign message may quote a row's values."""
+    if isinstance(error, BronzeError):
+        return str(error)
+    condition = getattr(error, "getCondition", lambda: None)()
+    return f"{type(error).__name__}{f' [{condition}]' if condition else ''}; the run's log has the details."
+
+
+def _operation(scope: str) -> str:
+    return "snapshot load" if scope == "full" else f"snapshot load, {scope}"
+
+
+def _write(lake: Lakehouse, table: BronzeTable, **values: Any) -> None:
+    duration = values["processing_end_time"] - values["processing_start_time"]
+    row = dict.fromkeys(_AUDIT.names) | values
+    row |= {
+        "audit_id": str(uuid.uuid4()),
+        "table_name": table.name,
+        "processing_duration_seconds": round(duration.total_seconds()),
+        "source_system": SOURCE_SYSTEM,
+        "target_location": str(lake.path(table.schema, table.name)),
+    }
+    lake.append_rows(table.schema, AUDIT_LOG, _AUDIT, [row])

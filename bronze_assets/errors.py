@@ -1,0 +1,72 @@
+"""Errors a user can meet. Each message names the table (where there is one), the culprit and the fix."""
+
+from __future__ import annotations
+
+
+class BronzeError(Exception):
+    """Base of every error raised on purpose.
+
+    Attributes:
+        retryable: whether the same load may succeed when tried again unchanged.
+    """
+
+    retryable = False
+
+    def __init__(self, culprit: str, fix: str, *, table: str | None = None) -> None:
+        self.culprit = culprit
+        self.fix = fix
+        self.table = table
+        where = f"{table}: " if table else ""
+        super().__init__(f"{where}{culprit} Fix: {fix}")
+
+
+class SettingsError(BronzeError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class DeclarationError(BronzeError):
+    """A `BronzeTable` cannot be what it says; raised when it is built."""
+
+
+class EngineError(BronzeError):
+    """No Spark session can be had: Java or a jar is missing and cannot be brought."""
+
+
+class SourceUnreachable(BronzeError):
+    """The source does not answer; worth a retry."""
+
+    retryable = True
+
+
+class SourceRefused(BronzeError):
+    """The source answered and said no (password, privilege, missing table); a retry would hear the same."""
+
+
+class SchemaMismatch(BronzeError):
+    """A required column is missing or has an incompatible type; nothing was written."""
+
+
+class PartitionRefused(BronzeError):
+    """This partition cannot be loaded: it lies in the past or the future of what the source can tell."""
+
+
+class LoadRefused(BronzeError):
+    """The load was stopped by a limit that its caller set."""
+
+
+class TableBusy(BronzeError):
+    """Another load of the same table is alive."""
+
+
+class StaleBase(BronzeError):
+    """The table moved on under this load, which therefore committed nothing; starting again is safe."""
+
+    retryable = True
+
+
+class LakeError(BronzeError):
+    """The lake cannot be read or written."""
+
+
+class ConservationError(BronzeError):
+    """Rows read and row outcomes do not add up; a defect, never the user's fault."""

@@ -1,0 +1,337 @@
+"""The lake: the only module that writes Delta.
+
+Bronze and quarantine rows go through Spark. The small control tables (batches, leases, audit log) and everything that
+only looks at a table's log go through delta-rs, which needs no JVM and takes milliseconds.
+
+Every commit of rows carries `userMetadata = <batch_id>` and is fenced: `txnVersion` is the base version plus one, so
+that a load whose base has been overtaken commits nothing, which its absence from the history then tells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from bronze_assets.errors import LakeError, StaleBase
+from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
+
+_PROPERTIES = {
+    "delta.deletedFileRetentionDuration": "interval 30 days",
+    "delta.logRetentionDuration": "interval 30 days",
+    # Deletion vectors would keep erased rows readable in the files.
+    "delta.enableDeletionVectors": "false",
+    "delta.enableChangeDataFeed": "true",
+}
+_INCOMING = "bronze_assets_incoming"
+_REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
+QUARANTINE = T.StructType(
+    [
+        T.StructField("row_key", T.StringType()),
+        T.StructField("row_hash", T.StringType()),
+        T.StructField("rule_set", T.StringType()),
+        T.StructField("raw_row", T.StringType()),
+        T.StructField("reasons", T.ArrayType(_REASON)),
+        T.StructField("batch_id", T.StringType()),
+        T.StructField("source_system", T.StringType()),
+        T.StructField("source_position", T.StringType()),
+        T.StructField("file_name", T.StringType()),
+        T.StructField("first_seen", T.TimestampType()),
+        T.StructField("last_seen", T.TimestampType()),
+        T.StructField("last_batch_id", T.StringType()),
+        T.StructField("sightings", T.LongType()),
+        T.StructField("rows_in_batch", T.LongType()),
+    ]
+)
+"""Columns of a quarantine table: the row as the source gave it (protected values left out), why, and when it was seen.
+
+A row that is still bad at the next load is the same quarantine row, seen again; `sightings` counts the batches,
+`rows_in_batch` the identical rows in the last of them.
+"""
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """A table's current version: row versions, bytes and files."""
+
+    version: int
+    rows: int
+    bytes: int
+    files: int
+
+
+class Lakehouse:
+    """The Delta tables under one root folder, `<root>/<schema>/<table>`.
+
+    Args:
+        root: the lake's folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, schema: str, name: str) -> Path:
+        """Where a table lies."""
+        return self.root / schema / name
+
+    def identifier(self, schema: str, name: str) -> str:
+        """The table's name in Spark SQL."""
+        return "delta.`" + str(self.path(schema, name)).replace("`", "``") + "`"
+
+    def check_writable(self, table: BronzeTable) -> None:
+        """Raise `LakeError` unless the table's schema folder can be written."""
+        folder = self.root / table.schema
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe_{table.name}_{time.time_ns()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise LakeError(
+                f"the lake folder {folder} cannot be written ({error.strerror}).",
+                "give the process write access, free disk space, or set BRONZE_LAKE to another folder.",
+                table=table.name,
+            ) from None
+
+    def exists(self, schema: str, name: str) -> bool:
+        """Whether the table has been made."""
+        return DeltaTable.is_deltatable(str(self.path(schema, name)))
+
+    def ensure(self, session: SparkSession, table: BronzeTable) -> None:
+        """Make the bronze table and its quarantine where they are missing."""
+        if not self.exists(table.schema, table.name):
+            session.sql(self._create_statement(table))
+        if not self.exists(table.schema, table.quarantine_name):
+            session.sql(
+                f"create table if not exists {self.identifier(table.schema, table.quarantine_name)}"
+                f" ({QUARANTINE.toDDL()}) using delta"
+                f" comment {_literal(f'Rows of {table.source} that could not be loaded into {table.name}, and why.')}"
+                f" {_properties({**_PROPERTIES, 'delta.dataSkippingStatsColumns': 'row_key,batch_id,last_batch_id'})}"
+            )
+
+    def read(self, session: SparkSession, schema: str, name: str, *, version: int | None = None) -> DataFrame:
+        """A table, at a version if one is given."""
+        reader = session.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return reader.load(str(self.path(schema, name)))
+
+    def size(self, schema: str, name: str) -> TableSize:
+        """Rows, bytes and files of the current version, from its log alone."""
+        table = DeltaTable(str(self.path(schema, name)))
+        files = pa.table(table.get_add_actions(flatten=True))
+        rows = sum(files["num_records"].to_pylist())
+        return TableSize(table.version(), rows, sum(files["size_bytes"].to_pylist()), files.num_rows)
+
+    def version(self, schema: str, name: str) -> int:
+        """The current version."""
+        return DeltaTable(str(self.path(schema, name))).version()
+
+    def committed(self, schema: str, name: str, batch_id: str, *, after: int = -1) -> int | None:
+        """The version later than `after` in which the batch was committed; None if it was not."""
+        path = str(self.path(schema, name))
+        if not DeltaTable.is_deltatable(path):
+            return None
+        table = DeltaTable(path)
+        newer = table.version() - after
+        if newer <= 0:
+            return None
+        for commit in table.history(newer):
+            if commit["version"] > after and commit.get("userMetadata") == batch_id:
+                return int(commit["version"])
+        return None
+
+    def append(
+        self,
+        frame: DataFrame,
+        table: BronzeTable,
+        batch_id: str,
+        *,
+        base: int,
+        replace: bool = False,
+        new_columns: bool = False,
+    ) -> int:
+        """Commit a batch's rows to the bronze table, fenced against `base`.
+
+        Args:
+            frame: the rows.
+            base: the version that the rows were compared with.
+            replace: put them in the place of the rows that an earlier attempt of this batch left.
+            new_columns: whether the frame has columns that the table does not have yet.
+
+        Returns:
+            The version committed.
+
+        Raises:
+            StaleBase: another load has committed since `base`; nothing was written.
+        """
+        writer = (
+            frame.write.format("delta")
+            .option("userMetadata", batch_id)
+            .option("txnAppId", f"bronze/{table.name}")
+            .option("txnVersion", base + 1)
+            .option("mergeSchema", str(new_columns).lower())
+        )
+        if replace:
+            writer = writer.mode("overwrite").option("replaceWhere", f"batch_id = {_literal(batch_id)}")
+        else:
+            writer = writer.mode("append")
+        try:
+            writer.save(str(self.path(table.schema, table.name)))
+        except PySparkException as error:
+            if "Concurrent" in str(error.getCondition() or error)[:2000]:
+                raise self._stale(table) from error
+            raise
+        version = self.committed(table.schema, table.name, batch_id, after=base)
+        if version is None:
+            raise self._stale(table)
+        return version
+
+    def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> int:
+        """Commit a batch's quarantined rows; a row that is there already is seen again.
+
+        Args:
+            rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set).
+
+        Returns:
+            How many source rows of this batch the quarantine now holds.
+        """
+        name = self.identifier(table.schema, table.quarantine_name)
+        session = rows.sparkSession
+        if self.size(table.schema, table.quarantine_name).rows == 0:
+            path = str(self.path(table.schema, table.quarantine_name))
+            rows.write.format("delta").mode("append").option("userMetadata", batch_id).save(path)
+        else:
+            session.conf.set("spark.databricks.delta.commitInfo.userMetadata", batch_id)
+            rows.createOrReplaceTempView(_INCOMING)
+            try:
+                session.sql(
+                    f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
+                    " and q.row_hash = n.row_hash and q.rule_set = n.rule_set"
+                    " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
+                    " q.sightings = q.sightings + 1, q.rows_in_batch = n.rows_in_batch"
+                    " when not matched then insert *"
+                )
+            finally:
+                session.catalog.dropTempView(_INCOMING)
+                session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+        seen = session.table(name).where(F.col("last_batch_id") == batch_id)
+        return int(seen.agg(F.coalesce(F.sum("rows_in_batch"), F.lit(0))).first()[0])  # type: ignore[index]
+
+    def remove_batch(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
+        """Take back the rows of a batch that will not be finished."""
+        base = self.version(table.schema, table.name)
+        none = self.read(session, table.schema, table.name).where("false").drop(LOAD_DATE)
+        self.append(none, table, batch_id, base=base, replace=True)
+
+    def append_rows(self, schema: str, name: str, arrow_schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to a control table, which is made append-only when missing."""
+        path = str(self.path(schema, name))
+        data = pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema)
+
+        def commit() -> None:
+            self._ensure_control(path, arrow_schema, append_only=True)
+            write_deltalake(path, data, mode="append")
+
+        _retry(commit, name)
+
+    def rows(self, schema: str, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """All rows of a control table; none if it is missing."""
+        path = str(self.path(schema, name))
+        if not DeltaTable.is_deltatable(path):
+            return []
+        found: list[dict[str, Any]] = (
+            DeltaTable(path).to_pyarrow_table(columns=list(columns) if columns else None).to_pylist()
+        )
+        return found
+
+    def merge_row(
+        self, schema: str, name: str, arrow_schema: pa.Schema, row: Mapping[str, Any], *, on: str, when: str
+    ) -> dict[str, Any]:
+        """Put a row into a control table keyed by `on`: inserted if new, updated where `when` holds (`t` is the row
+        there, `s` the new one). The row that is there afterwards is returned, read back."""
+        path = str(self.path(schema, name))
+        data = pa.Table.from_pylist([dict(row)], schema=arrow_schema)
+        value = str(row[on]).replace("'", "''")
+
+        def commit() -> None:
+            self._ensure_control(path, arrow_schema, append_only=False)
+            (
+                DeltaTable(path)
+                .merge(data, predicate=f"t.{on} = s.{on} and t.{on} = '{value}'", source_alias="s", target_alias="t")
+                .when_matched_update_all(predicate=when)
+                .when_not_matched_insert_all()
+                .execute()
+            )
+
+        _retry(commit, name)
+        (found,) = [r for r in self.rows(schema, name) if r[on] == row[on]]
+        return found
+
+    @staticmethod
+    def _ensure_control(path: str, arrow_schema: pa.Schema, *, append_only: bool) -> None:
+        if not DeltaTable.is_deltatable(path):
+            configuration: dict[str, str | None] = {"delta.appendOnly": "true"} if append_only else {}
+            DeltaTable.create(path, arrow_schema, mode="ignore", configuration=configuration)
+
+    def _create_statement(self, table: BronzeTable) -> str:
+        columns = [
+            f"`{c.name}` {c.type.simpleString()}{' not null' if c.key else ''} comment {_literal(c.description)}"
+            for c in table.columns
+        ]
+        columns += [
+            f"`{name}` {kind.simpleString()} comment {_literal(text)}" for name, (kind, text) in METADATA_COLUMNS.items()
+        ]
+        layout = table.layout.partition_by
+        if layout == LOAD_DATE:
+            columns.append(f"{LOAD_DATE} date generated always as (cast(load_timestamp as date)) comment 'Day of loading.'")
+        statistics = ",".join([*(c.name for c in table.key), "batch_id", "source_position"])
+        return (
+            f"create table if not exists {self.identifier(table.schema, table.name)} ({', '.join(columns)}) using delta"
+            + (f" partitioned by (`{layout}`)" if layout else "")
+            + f" comment {_literal(table.description)}"
+            + " "
+            + _properties({**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics})
+        )
+
+    @staticmethod
+    def _stale(table: BronzeTable) -> StaleBase:
+        return StaleBase(
+            "another load committed while this one was reading; nothing was written.",
+            "load the partition again; loads of one table belong into one Dagster pool.",
+            table=table.name,
+        )
+
+
+def _retry(commit: Any, name: str, attempts: int = 8) -> None:
+    for attempt in range(attempts):
+        try:
+            commit()
+            return
+        except (CommitFailedError, FileExistsError):
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+        except (DeltaError, OSError) as error:
+            raise LakeError(
+                f"the control table {name} cannot be written ({type(error).__name__}).",
+                "check the lake folder's free space and permissions.",
+            ) from error
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _properties(properties: Mapping[str, str]) -> str:
+    return "tblproperties (" + ", ".join(f"'{key}' = '{value}'" for key, value in properties.items()) + ")"

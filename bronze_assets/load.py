@@ -1,0 +1,664 @@
+"""The walk of a batch: what one load of one partition does, from the source's rows to the record.
+
+contract → typed columns, outcome, score and hash in one projection → Delta commit of the loaded rows, counted in the
+same pass → quarantine → audit row. Each step is noted in the batch log, so that whoever loads the table next can
+finish what was interrupted (design: semantics.md, batches).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import logging
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from zoneinfo import ZoneInfo
+
+from pyspark.sql import Column as SparkColumn
+from pyspark.sql import DataFrame, Observation, SparkSession, Window
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from bronze_assets import audit, engine, quality
+from bronze_assets.audit import LoadRecord, RuleCount
+from bronze_assets.batches import Batch, BatchLog, lease
+from bronze_assets.errors import ConservationError, LoadRefused, PartitionRefused
+from bronze_assets.lakehouse import QUARANTINE, Lakehouse
+from bronze_assets.settings import Settings, resolve_secret
+from bronze_assets.sources.postgres import FULL, PostgresSource, Scope, Snapshot, SourceTable
+from bronze_assets.table import METADATA_COLUMNS, SOURCE_SYSTEM, BronzeTable, Cadence
+
+logger = logging.getLogger(__name__)
+
+ACTIVE = "ACTIVE"
+DELETED = "DELETED"
+_OUTCOMES = ("loaded", "quarantined", "duplicates", "unchanged", "deleted")
+_OUTCOME = "__outcome"
+_READ = "__read"
+_LATEST = "__latest"
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask of one load.
+
+    Attributes:
+        dry_run: read, judge and count, but write nothing.
+        full_compare: compare every value with the latest version of its row, not only the hash.
+        max_rows: refuse, before anything is written, when the source holds more rows than this.
+        read_connections: parallel JDBC reads; None takes the settings' number.
+    """
+
+    dry_run: bool = False
+    full_compare: bool = False
+    max_rows: int | None = None
+    read_connections: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who loads: the Dagster run and what started it (manual, schedule, sensor, backfill, cli)."""
+
+    id: str
+    trigger: str
+
+
+class Workbench:
+    """What loads of one process share: session, source, lake, settings and clock. All start at first use.
+
+    Args:
+        settings: of this process.
+        clock: gives the present moment, in UTC.
+        say: shows progress of long steps to a person.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        say: Callable[[str], None] = logger.info,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.lake = Lakehouse(settings.lake)
+        self._say = say
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings, *, say: Callable[[str], None] = logger.info) -> Iterator[Workbench]:
+        """A workbench whose snapshot is closed at the end; the Spark session stays for the process."""
+        bench = cls(settings, say=say)
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+    @functools.cached_property
+    def session(self) -> SparkSession:
+        """The process's Spark session."""
+        return engine.start_session(self.settings, say=self._say)
+
+    @functools.cached_property
+    def source(self) -> PostgresSource:
+        """The source; connects when its snapshot is first asked for."""
+        return PostgresSource(resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL"))
+
+    def close(self) -> None:
+        """Let the source's snapshot go."""
+        if "source" in self.__dict__:
+            self.source.close()
+
+
+def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options: Options = Options()) -> LoadRecord:  # noqa: B008
+    """Load what is outstanding for a partition, and first settle what an interrupted load left.
+
+    The current partition is compared with the whole source. A past day is loaded from the source's rows of that day
+    where the table declares an event date, else refused.
+
+    Args:
+        partition: Dagster's partition key: `YYYY-MM-DD`, or `YYYY-MM-DD-HH:MM` for hourly tables; UTC.
+
+    Returns:
+        What was done; for a first load in key ranges, all ranges together.
+
+    Raises:
+        BronzeError: see `errors`. An audit row FAILED has been written where the lake allows it.
+    """
+    started = bench.clock()
+    if options.dry_run:
+        return _dry_run(table, partition, bench, options, started)
+    attempt = _Attempt(table, partition, bench, run, options, started)
+    try:
+        bench.lake.check_writable(table)
+        with lease(bench.lake, table, run.id, bench.settings.lease_seconds):
+            return attempt.load()
+    except BaseException as error:
+        attempt.record_failure(error)
+        raise
+
+
+def current_partition(cadence: Cadence, now: dt.datetime) -> str:
+    """The partition key of the window that `now` lies in."""
+    return now.strftime("%Y-%m-%d-%H:00" if cadence is Cadence.HOURLY else "%Y-%m-%d")
+
+
+def current(bench: Workbench, table: BronzeTable) -> DataFrame:
+    """`bz_<table>_current`: the latest version of each key by source position, without the deleted ones.
+
+    Columns as in the bronze table.
+    """
+    versions = bench.lake.read(bench.session, table.schema, table.name)
+    order = Window.partitionBy(*(c.name for c in table.key)).orderBy(
+        F.col("source_position").desc(), F.col("load_timestamp").desc()
+    )
+    return (
+        versions.withColumn("__rank", F.row_number().over(order))
+        .where((F.col("__rank") == 1) & (F.col("record_status") == ACTIVE))
+        .drop("__rank")
+    )
+
+
+def _scope(table: BronzeTable, partition: str, now: dt.datetime) -> Scope:
+    hourly = table.cadence is Cadence.HOURLY
+    try:
+        start = dt.datetime.strptime(partition, "%Y-%m-%d-%H:%M" if hourly else "%Y-%m-%d").replace(tzinfo=dt.UTC)
+    except ValueError:
+        raise PartitionRefused(
+            f"{partition!r} is not a partition.",
+            f"use the form {current_partition(table.cadence, now)}.",
+            table=table.name,
+        ) from None
+    end = start + (dt.timedelta(hours=1) if hourly else dt.timedelta(days=1))
+    if now < start:
+        raise PartitionRefused(
+            f"partition {partition} lies in the future.",
+            f"materialise the current one, {current_partition(table.cadence, now)}.",
+            table=table.name,
+        )
+    if now < end:
+        return FULL
+    if table.event_date is not None:
+        return Scope(table.event_date, start.date(), end.date())
+    raise PartitionRefused(
+        f"partition {partition} has passed: what the source held then cannot be read from it any more,"
+        " and today's rows are not written under yesterday's name.",
+        f"materialise the current partition, {current_partition(table.cadence, now)};"
+        " it brings in everything that is outstanding.",
+        table=table.name,
+    )
+
+
+class _Attempt:
+    """One call of `load`, from the lease to the record."""
+
+    def __init__(
+        self,
+        table: BronzeTable,
+        partition: str,
+        bench: Workbench,
+        run: Run,
+        options: Options,
+        started: dt.datetime,
+    ) -> None:
+        self.table = table
+        self.partition = partition
+        self.bench = bench
+        self.run = run
+        self.options = options
+        self.started = started
+        self.batch: Batch | None = None
+        self.log: BatchLog
+
+    def load(self) -> LoadRecord:
+        table, bench, lake = self.table, self.bench, self.bench.lake
+        self.log = BatchLog(lake, table, bench.clock)
+        scope = _scope(table, self.partition, self.started)
+        unfinished = self._settle()
+        snapshot = bench.source.snapshot()
+        source = _contract(table, snapshot, scope, self.options)
+        lake.ensure(bench.session, table)
+        records = []
+        for part in self._plan(scope, snapshot, source):
+            batch_id = unfinished.id if unfinished else self.log.next_id(self.partition)
+            replaces = unfinished is not None and lake.committed(table.schema, table.name, batch_id) is not None
+            records.append(self._load_batch(batch_id, part, snapshot, source, replaces))
+            unfinished = None
+        return audit.combine(records)
+
+    def record_failure(self, error: BaseException) -> None:
+        """Write the FAILED audit row; a batch of which nothing was committed is closed, any other left to finish."""
+        lake, table = self.bench.lake, self.table
+        try:
+            audit.write_failure(
+                lake,
+                table,
+                audit.safe_message(error),
+                started=self.started,
+                ended=self.bench.clock(),
+                batch_id=self.batch.id if self.batch else None,
+                run_id=self.run.id,
+                trigger=self.run.trigger,
+            )
+            if self.batch is not None and not self.batch.finished:
+                landed = lake.committed(table.schema, table.name, self.batch.id) is not None
+                self.log.note(self.batch, "stopped" if landed else "failed", run_id=self.run.id)
+        except Exception as second:
+            logger.warning("%s: the failure could not be recorded (%s)", table.name, audit.safe_message(second))
+
+    def _settle(self) -> Batch | None:
+        """Finish or give up what earlier loads left; returns the batch of this partition that is to be done again."""
+        again = None
+        for batch in self.log.unfinished():
+            if not {"stopped", "audited"} & set(batch.events):
+                audit.write_failure(
+                    self.bench.lake,
+                    self.table,
+                    f"{self.table.name}: the process of run {batch.run_id} ended before batch {batch.id} was done."
+                    " Fix: none needed, this run takes it up.",
+                    started=batch.started,
+                    ended=self.bench.clock(),
+                    batch_id=batch.id,
+                    run_id=batch.run_id,
+                    trigger="killed",
+                )
+            lake, table = self.bench.lake, self.table
+            in_quarantine = "main" in batch.events and (
+                batch.record is not None
+                and (
+                    batch.record.quarantined == 0
+                    or lake.committed(table.schema, table.quarantine_name, batch.id) is not None
+                )
+            )
+            if in_quarantine and batch.record is not None:
+                logger.info("%s: batch %s: all its rows are in the lake, finishing it", table.name, batch.id)
+                self._finish(batch, replace(batch.record, resumed=True))
+            elif batch.partition == self.partition and again is None:
+                logger.info("%s: batch %s: interrupted, doing it again", table.name, batch.id)
+                again = batch
+            else:
+                logger.info("%s: batch %s: interrupted and past, taking it back", table.name, batch.id)
+                if lake.committed(table.schema, table.name, batch.id) is not None:
+                    lake.remove_batch(self.bench.session, table, batch.id)
+                self.log.note(batch, "failed", run_id=self.run.id)
+        return again
+
+    def _plan(self, scope: Scope, snapshot: Snapshot, source: SourceTable) -> Iterator[Scope]:
+        """The scopes to load one after the other: one, or for the first load of a very large table, ranges of its key,
+        going on where an interrupted first load stopped."""
+        rows = self.bench.settings.range_rows
+        key = self.table.key[0]
+        done = [b for b in self.log.batches if b.done]
+        ranges = [b for b in done if b.scope_kind == "range"]
+        first_load_done = any(b.scope_kind == "full" for b in done) or any(b.scope_high is None for b in ranges)
+        if (
+            scope.kind != "full"
+            or first_load_done
+            or len(self.table.key) > 1
+            or not isinstance(key.type, (T.IntegerType, T.LongType))
+            or (source.estimated_rows < rows and not ranges)
+        ):
+            yield scope
+            return
+        low = max((int(b.scope_high) for b in ranges if b.scope_high is not None), default=None)
+        while True:
+            high = snapshot.next_bound(source, key.name, low, rows)
+            yield Scope(key.name, low, high)
+            if high is None:
+                return
+            low = high
+
+    def _load_batch(
+        self, batch_id: str, scope: Scope, snapshot: Snapshot, source: SourceTable, replaces: bool
+    ) -> LoadRecord:
+        table, lake, session = self.table, self.bench.lake, self.bench.session
+        started = self.bench.clock()
+        size = lake.size(table.schema, table.name)
+        batch = self.batch = self.log.begin(batch_id, self.partition, self.run.id, scope, snapshot.epoch)
+        position = source_position(batch.epoch, snapshot.lsn, 0)
+        logger.info("%s: batch %s: reading %s", table.name, batch_id, scope)
+        with snapshot.reading(table):
+            walk = _Walk(table, self.bench, scope, snapshot, source, self.options)
+            judged = walk.judged()
+            versions = None
+            if size.rows:
+                versions = lake.read(session, table.schema, table.name, version=size.version).where(
+                    (F.col("batch_id") != batch_id) & (F.col("source_position") <= position)
+                )
+            counted, observation = walk.counted(walk.outcomes(judged, versions))
+            version = lake.append(
+                walk.versions(counted, batch_id, position, started),
+                table,
+                batch_id,
+                base=size.version,
+                replace=replaces,
+                new_columns=bool(walk.extra),
+            )
+            record = walk.record(observation.get, self.partition, batch_id, started, self.bench.clock(), position)
+            record = self._measured(replace(record, resumed=batch.attempt > 1, delta_version=version))
+            self._stage(batch, "main", record, record.loaded + record.deleted)
+            if record.quarantined:
+                held = lake.quarantine(walk.quarantine(judged, batch_id, position, started), table, batch_id)
+                if held != record.quarantined:
+                    raise ConservationError(
+                        f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",
+                        "report this as a defect; the next load does the batch again.",
+                        table=table.name,
+                    )
+                self._stage(batch, "quarantine", record, record.quarantined)
+        return self._finish(batch, record)
+
+    def _finish(self, batch: Batch, record: LoadRecord) -> LoadRecord:
+        """Audit row and end of a batch whose rows are all in the lake."""
+        record = replace(record, ended=max(record.ended, self.bench.clock() if not batch.done else record.ended))
+        if "audited" not in batch.events:
+            if not audit.has_success(self.bench.lake, self.table, batch.id):
+                audit.write_success(
+                    self.bench.lake, self.table, record, run_id=self.run.id, trigger=self.run.trigger
+                )
+            self.log.note(batch, "audited", run_id=self.run.id)
+        self.log.note(batch, "done", run_id=self.run.id, record=record)
+        logger.info(
+            "%s: batch %s: done, read %d, loaded %d, quarantined %d, duplicates %d, unchanged %d, deleted %d, %.1f s",
+            self.table.name,
+            batch.id,
+            record.read,
+            record.loaded,
+            record.quarantined,
+            record.duplicates,
+            record.unchanged,
+            record.deleted,
+            record.seconds,
+        )
+        return record
+
+    def _measured(self, record: LoadRecord) -> LoadRecord:
+        size = self.bench.lake.size(self.table.schema, self.table.name)
+        return replace(
+            record,
+            table_rows=size.rows,
+            table_bytes=size.bytes,
+            table_files=size.files,
+            partition_rows=self.log.partition_rows(self.partition) + record.loaded + record.deleted,
+            bytes_day_ago=self.log.bytes_a_day_before(record.ended),
+        )
+
+    def _stage(self, batch: Batch, stage: str, record: LoadRecord, rows: int) -> None:
+        self.log.note(batch, stage, run_id=self.run.id, record=record)
+        seconds = (self.bench.clock() - record.started).total_seconds()
+        logger.info("%s: batch %s: %s committed, %d rows, %.1f s", self.table.name, batch.id, stage, rows, seconds)
+
+
+class _Walk:
+    """The frames of one batch: read and judged once, then split into versions, counts and quarantine."""
+
+    def __init__(
+        self,
+        table: BronzeTable,
+        bench: Workbench,
+        scope: Scope,
+        snapshot: Snapshot,
+        source: SourceTable,
+        options: Options,
+    ) -> None:
+        self.table = table
+        self.session = bench.session
+        self.scope = scope
+        self.snapshot = snapshot
+        self.options = options
+        self.keys = [c.name for c in table.key]
+        self.new_columns = tuple(source.extra)
+        # Nobody has said whether a new column is personal; until the protection of unclassified columns exists,
+        # it stays out of a table that holds personal data.
+        self.extra = () if table.has_personal_data else self.new_columns
+        self.source = replace(source, extra={name: source.extra[name] for name in self.extra})
+        self.today = bench.clock().astimezone(ZoneInfo(bench.settings.business_time_zone)).date()
+        self.connections = options.read_connections or bench.settings.read_connections
+
+    def judged(self) -> DataFrame:
+        """The scope's rows with broken rules, score and hash."""
+        frame = self.snapshot.read(self.session, self.source, self.table, self.scope, self.connections)
+        return quality.judge(frame, self.table, extra=self.extra, today=self.today).withColumn(_READ, F.lit(True))
+
+    def outcomes(self, judged: DataFrame, versions: DataFrame | None) -> DataFrame:
+        """The judged rows with their outcome, and a row `deleted` for each key that is gone from the source."""
+        duplicate = F.lit(False)
+        if not self.source.unique:
+            ranked = Window.partitionBy(*self.keys).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
+            judged = judged.withColumn("__rank", F.row_number().over(ranked))
+            duplicate = F.col("__rank") > 1
+        unchanged = F.lit(False)
+        gone = F.lit(False)
+        if versions is not None:
+            judged, gone = self._with_latest(judged, versions)
+            latest = F.col(_LATEST)
+            if self.options.full_compare:
+                names = [c.name for c in self.table.columns if not c.key]
+                same = functools.reduce(
+                    operator.and_, (F.col(n).eqNullSafe(latest[n]) for n in names), F.lit(True)
+                )
+            else:
+                same = F.col("record_hash") == latest["record_hash"]
+            unchanged = F.coalesce((latest["record_status"] == ACTIVE) & same, F.lit(False))
+        return judged.withColumn(
+            _OUTCOME,
+            F.when(F.col(_READ).isNull(), F.when(gone, "deleted"))
+            .when(F.col(quality.QUARANTINED), "quarantined")
+            .when(duplicate, "duplicates")
+            .when(unchanged, "unchanged")
+            .otherwise("loaded"),
+        )
+
+    def _with_latest(self, judged: DataFrame, versions: DataFrame) -> tuple[DataFrame, SparkColumn]:
+        """Join each key's latest version; says which of the keys without a source row are gone."""
+        compared = ["record_hash", "record_status"]
+        if self.options.full_compare:
+            compared += [c.name for c in self.table.columns if not c.key]
+        if self.scope.kind == "day" and self.scope.column not in compared:
+            compared.append(str(self.scope.column))
+        if self.scope.kind == "range":
+            versions = versions.where(self.scope.condition())
+        latest = versions.groupBy(*(F.col(k).alias(_stored(k)) for k in self.keys)).agg(
+            F.max_by(F.struct(*compared), F.struct("source_position", "load_timestamp")).alias(_LATEST)
+        )
+        active = F.col(_LATEST)["record_status"] == ACTIVE
+        gone = active
+        if self.scope.kind == "day":
+            in_day = active & self._day(F.col(_LATEST)[str(self.scope.column)])
+            gone = in_day
+            candidates = latest.where(in_day).join(judged, self._on(), "left_anti")
+            first = _stored(self.keys[0])
+            found = candidates.agg(F.count(F.lit(1)), F.min(first), F.max(first)).first()
+            if found is not None and found[0]:
+                # Its date may have moved: a key is gone only when the source has it on no day at all.
+                present = self.snapshot.read_keys(self.session, self.source, self.table, found[1], found[2])
+                present = present.select(*(F.col(k).alias(f"__present_{k}") for k in self.keys))
+                latest = latest.join(
+                    present,
+                    [F.col(_stored(k)) == F.col(f"__present_{k}") for k in self.keys],
+                    "left",
+                )
+                gone = in_day & F.col(f"__present_{self.keys[0]}").isNull()
+        return judged.join(latest, self._on(), "full_outer"), gone
+
+    def _day(self, value: SparkColumn) -> SparkColumn:
+        return (value >= F.lit(self.scope.low)) & (value < F.lit(self.scope.high))
+
+    def _on(self) -> list[SparkColumn]:
+        return [F.col(k) == F.col(_stored(k)) for k in self.keys]
+
+    def counted(self, outcomes: DataFrame) -> tuple[DataFrame, Observation]:
+        """The same rows, and the counts that are known once they have been written."""
+        key = quality.key_text(self.table)
+        read = F.col(_READ).isNotNull()
+
+        counts = [F.count(F.col(_READ)).alias("read")]
+        counts += [F.count_if(F.col(_OUTCOME) == outcome).alias(outcome) for outcome in _OUTCOMES]
+        counts.append(F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"))
+        warned = [
+            F.col(quality.broken_column(rule.name)) for rule in quality.rules(self.table) if not rule.quarantines
+        ]
+        if warned:
+            any_warned = functools.reduce(operator.or_, warned) & ~F.col(quality.QUARANTINED)
+            counts.append(F.count_if(any_warned).alias("warned"))
+        broken = {rule.name: quality.broken_column(rule.name) for rule in quality.rules(self.table)}
+        for name, column in broken.items():
+            counts.append(F.count_if(F.col(column)).alias(f"broken {name}"))
+            counts.append(F.expr(_examples_sql(f"`{column}`")).alias(f"examples {name}"))
+        counts.append(F.expr(_examples_sql(f"{_OUTCOME} = 'duplicates'")).alias(f"examples {quality.KEY_UNIQUE}"))
+        for column in self.table.columns:
+            null = quality.is_null(column.name, outcomes.columns)
+            counts.append(F.count_if(read & null).alias(f"null {column.name}"))
+        observation = Observation()
+        return outcomes.withColumn("__key", key).observe(observation, *counts), observation
+
+    def versions(self, counted: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
+        """The row versions to write: loaded rows, and a bare `DELETED` version of each key that is gone."""
+        deleted = F.col(_OUTCOME) == "deleted"
+        stored = set(counted.columns)
+        source = [
+            (F.coalesce(F.col(k), F.col(_stored(k))) if _stored(k) in stored else F.col(k)).alias(k) for k in self.keys
+        ]
+        source += [F.col(c.name) for c in self.table.columns if not c.key]
+        metadata = {
+            "load_timestamp": F.lit(now),
+            "update_timestamp": F.lit(now),
+            "source_system": F.lit(SOURCE_SYSTEM),
+            "record_status": F.when(deleted, DELETED).otherwise(ACTIVE),
+            "data_quality_score": F.when(~deleted, F.col("data_quality_score")),
+            "batch_id": F.lit(batch_id),
+            "file_name": F.lit(None).cast("string"),
+            "record_hash": F.when(~deleted, F.col("record_hash")),
+            "source_position": F.lit(position),
+        }
+        return counted.where(F.col(_OUTCOME).isin("loaded", "deleted")).select(
+            *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra
+        )
+
+    def quarantine(self, judged: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
+        """The quarantined rows, identical ones together, with the columns of `lakehouse.QUARANTINE`."""
+        columns = judged.columns
+        identity = ["row_key", "row_hash", "rule_set"]
+        bad = judged.where(F.col(quality.QUARANTINED)).select(
+            quality.key_text(self.table).alias("row_key"),
+            quality.row_hash(judged, self.table, self.extra).alias("row_hash"),
+            F.lit(quality.fingerprint(self.table)).alias("rule_set"),
+            quality.raw_row(self.table, columns, self.extra).alias("raw_row"),
+            quality.reasons(self.table, columns).alias("reasons"),
+        )
+        constants = {
+            "batch_id": F.lit(batch_id),
+            "source_system": F.lit(SOURCE_SYSTEM),
+            "source_position": F.lit(position),
+            "file_name": F.lit(None).cast("string"),
+            "first_seen": F.lit(now),
+            "last_seen": F.lit(now),
+            "last_batch_id": F.lit(batch_id),
+            "sightings": F.lit(1).cast("long"),
+        }
+        return (
+            bad.groupBy(*identity)
+            .agg(
+                F.any_value("raw_row").alias("raw_row"),
+                F.any_value("reasons").alias("reasons"),
+                F.count(F.lit(1)).alias("rows_in_batch"),
+            )
+            .withColumns(constants)
+            .select(*QUARANTINE.names)
+        )
+
+    def record(
+        self,
+        counts: Mapping[str, object],
+        partition: str,
+        batch_id: str,
+        started: dt.datetime,
+        ended: dt.datetime,
+        position: str,
+    ) -> LoadRecord:
+        """The record of the pass that counted."""
+
+        def number(name: str) -> int:
+            value = counts.get(name)
+            return value if isinstance(value, int) else 0
+
+        def examples(name: str) -> tuple[str, ...]:
+            value = counts.get(f"examples {name}")
+            return tuple(str(item) for item in value) if isinstance(value, (list, tuple)) else ()
+
+        found = {
+            rule.name: RuleCount(number(f"broken {rule.name}"), examples(rule.name))
+            for rule in quality.rules(self.table)
+        }
+        found[quality.KEY_UNIQUE] = RuleCount(number("duplicates"), examples(quality.KEY_UNIQUE))
+        return LoadRecord(
+            table=self.table.name,
+            schema=self.table.schema,
+            partition=partition,
+            batch_id=batch_id,
+            scope=str(self.scope),
+            started=started,
+            ended=ended,
+            source_position=position,
+            read=number("read"),
+            loaded=number("loaded"),
+            quarantined=number("quarantined"),
+            duplicates=number("duplicates"),
+            unchanged=number("unchanged"),
+            deleted=number("deleted"),
+            warned=number("warned"),
+            score_sum=number("score_sum"),
+            rules=found,
+            nulls={c.name: number(f"null {c.name}") for c in self.table.columns},
+            new_columns=self.new_columns,
+            left_out=tuple(name for name in self.new_columns if name not in self.extra),
+        )
+
+
+def source_position(epoch: int, lsn: int, sequence: int) -> str:
+    """Fixed width, so that text order is source order: epoch / LSN as 16 hex digits / sequence in the transaction."""
+    return f"{epoch:04d}/{lsn:016X}/{sequence:010d}"
+
+
+def _contract(table: BronzeTable, snapshot: Snapshot, scope: Scope, options: Options) -> SourceTable:
+    source = snapshot.describe(table)
+    if options.max_rows is not None:
+        rows = snapshot.count(source, scope)
+        if rows > options.max_rows:
+            raise LoadRefused(
+                f"the source holds {rows} rows, more than max_rows = {options.max_rows}. Nothing was written.",
+                "raise max_rows in the run's config, or leave it out.",
+                table=table.name,
+            )
+    return source
+
+
+def _dry_run(
+    table: BronzeTable, partition: str, bench: Workbench, options: Options, started: dt.datetime
+) -> LoadRecord:
+    scope = _scope(table, partition, started)
+    snapshot = bench.source.snapshot()
+    source = _contract(table, snapshot, scope, options)
+    log = BatchLog(bench.lake, table, bench.clock)
+    position = source_position(log.epoch(snapshot.epoch), snapshot.lsn, 0)
+    with snapshot.reading(table):
+        walk = _Walk(table, bench, scope, snapshot, source, options)
+        versions = None
+        if bench.lake.exists(table.schema, table.name):
+            versions = bench.lake.read(bench.session, table.schema, table.name)
+        counted, observation = walk.counted(walk.outcomes(walk.judged(), versions))
+        counted.write.format("noop").mode("overwrite").save()
+    record = walk.record(observation.get, partition, log.next_id(partition), started, bench.clock(), position)
+    return replace(record, dry_run=True)
+
+
+def _stored(key: str) -> str:
+    return f"__stored_{key}"
+
+
+def _examples_sql(broken: str) -> str:
+    # Ordered by a hash, so that the same rows give the same examples whatever order Spark reads them in.
+    return f"min_by(__key, case when {broken} then xxhash64(__key) end, {EXAMPLES})"

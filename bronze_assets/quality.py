@@ -1,0 +1,330 @@
+"""The pandera model of a table, compiled into Spark columns: broken rules, outcome, reasons, score and hash.
+
+Pandera's own PySpark checks run one Spark action each and answer with one boolean; here each check becomes one
+expression, so that all rules, the score and the hash are one projection over one pass. Pandera's own `validate` is the
+oracle in the tests.
+
+A source frame has the declared columns with their declared types. A value that could not be had as its type is NULL
+there, and its text stands in `raw_column(name)`; a column that always parses has no such companion.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from pyspark.sql import Column as SparkColumn
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from bronze_assets.table import BronzeTable, Column, Impact
+
+KEY = "key"
+PARSED = "parsed"
+KEY_UNIQUE = "key_unique"
+QUARANTINED = "__quarantined"
+NULL_PENALTY = 10
+_RAW = "__raw_"
+
+_CHECK_SUFFIX = {
+    "equal_to": "eq",
+    "not_equal_to": "ne",
+    "greater_than": "gt",
+    "greater_than_or_equal_to": "ge",
+    "less_than": "lt",
+    "less_than_or_equal_to": "le",
+    "str_matches": "matches",
+    "str_contains": "contains",
+    "str_startswith": "startswith",
+    "str_endswith": "endswith",
+    "str_length": "length",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that every row must hold.
+
+    Attributes:
+        name: stable; also the name of its asset check.
+        columns: what it speaks of.
+        check: pandera's check name; `key` and `parsed` for the rules of every table.
+        expected: in words.
+        quarantines: whether a row that breaks it is quarantined.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    check: str
+    arguments: Mapping[str, Any]
+    expected: str
+    impact: Impact
+    quarantines: bool
+
+
+def rules(table: BronzeTable) -> tuple[Rule, ...]:
+    """The rules of a table: key and types first, then one for each check of its model that is not on the key."""
+    on_key = " and ".join(
+        [f"{c.name} is present" for c in table.key]
+        + [_expected(c.name, check, arguments) for c in table.key for check, arguments in c.checks.items()]
+    )
+    found = [
+        Rule(KEY, table.key, KEY, {}, on_key, Impact.HIGH, True),
+        Rule(PARSED, table.columns, PARSED, {}, "every value parses as its declared type", Impact.HIGH, True),
+    ]
+    for column in table.columns:
+        if column.key:
+            continue
+        for check, arguments in column.checks.items():
+            found.append(
+                Rule(
+                    name=f"{column.name}_{_CHECK_SUFFIX.get(check, check)}",
+                    columns=(column,),
+                    check=check,
+                    arguments=arguments,
+                    expected=_expected(column.name, check, arguments),
+                    impact=column.impact,
+                    quarantines=column.quarantine,
+                )
+            )
+    return tuple(found)
+
+
+def fingerprint(table: BronzeTable) -> str:
+    """MD5 of the rule set: names, meanings and declared types. Changes when a verdict could."""
+    parts = [f"{c.name}:{c.type.simpleString()}" for c in table.columns]
+    parts += [f"{r.name}:{r.expected}:{r.impact}:{r.quarantines}" for r in rules(table)]
+    return hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def raw_column(name: str) -> str:
+    """Name of the companion that holds the text of a value which did not parse."""
+    return f"{_RAW}{name}"
+
+
+def broken_column(rule_name: str) -> str:
+    """Name of the boolean column that says whether a row breaks the rule."""
+    return f"__broken_{rule_name}"
+
+
+def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: date) -> DataFrame:
+    """Add `broken_column(rule)` for each rule, `__quarantined`, `data_quality_score` and `record_hash`.
+
+    Args:
+        frame: a source frame (module docstring).
+        extra: columns of the frame that the table does not declare; they enter the hash only when not NULL.
+        today: the business date against which `not_in_future` holds.
+    """
+    raw = set(frame.columns)
+    all_rules = rules(table)
+    broken = {rule.name: _broken(rule, raw, today) for rule in all_rules}
+    judged = frame.withColumns({broken_column(name): expression for name, expression in broken.items()})
+    quarantining = [F.col(broken_column(rule.name)) for rule in all_rules if rule.quarantines]
+    penalties = [F.col(broken_column(rule.name)).cast("int") * rule.impact.penalty for rule in all_rules]
+    nulls = [is_null(column.name, raw).cast("int") * NULL_PENALTY for column in table.columns]
+    score = F.lit(100) - functools.reduce(operator.add, [*penalties, *nulls])
+    return judged.withColumns(
+        {
+            QUARANTINED: functools.reduce(operator.or_, quarantining),
+            "data_quality_score": F.greatest(F.lit(0), score).cast("int"),
+            "record_hash": record_hash(frame, table, extra),
+        }
+    )
+
+
+def is_null(name: str, columns: Iterable[str]) -> SparkColumn:
+    """Whether the source's value is NULL; an unparseable value is not."""
+    typed = F.col(name).isNull()
+    return typed & F.col(raw_column(name)).isNull() if raw_column(name) in columns else typed
+
+
+def record_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
+    """MD5, as hex, over the canonical form of the source columns (semantics.md).
+
+    The form is the concatenation, in declared order, of `N` for NULL and `<bytes>:<text>` for a value, where text is:
+    the decimal digits of an integer, days since 1970-01-01 of a date, microseconds since then of a timestamp, the
+    decimal at its own scale, `true`/`false`, or the string itself, and bytes its length in UTF-8. Columns that came
+    later (declared with `added=True`, or not declared) follow by name, only when not NULL, as
+    `<bytes>:<name><bytes>:<text>`.
+    """
+    types = {f.name: f.dataType for f in frame.schema.fields}
+    texts = {c.name: _text(F.col(c.name), types[c.name]) for c in table.columns}
+    texts |= {name: _text(F.col(name), types[name]) for name in extra}
+    return _canonical_md5(texts, {c.name for c in table.columns if c.added} | set(extra))
+
+
+def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
+    """Like `record_hash`, but with the raw text of what did not parse: tells quarantined rows apart."""
+    types = {f.name: f.dataType for f in frame.schema.fields}
+    names = [*(c.name for c in table.columns), *extra]
+    texts = {name: _or_raw(name, _text(F.col(name), types[name]), frame.columns) for name in names}
+    return _canonical_md5(texts, {c.name for c in table.columns if c.added} | set(extra))
+
+
+def raw_row(table: BronzeTable, columns: Sequence[str], extra: Sequence[str]) -> SparkColumn:
+    """The row as the source gave it, as JSON text values by column name, protected columns left out."""
+    names = [*(c.name for c in table.columns if not c.pii.protected), *extra]
+    return F.to_json(F.struct(*(_readable(name, columns).alias(name) for name in names)), {"ignoreNullFields": "false"})
+
+
+def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
+    """Why a judged row is quarantined: an array of (rule, column, expected, found), `found` NULL where protected."""
+    found: list[SparkColumn] = []
+    protected = {c.name for c in table.columns if c.pii.protected}
+    types = {c.name: c.type.simpleString() for c in table.columns}
+
+    def reason(rule: Rule, column: str, expected: str) -> SparkColumn:
+        value = F.lit(None).cast("string") if column in protected else _readable(column, columns)
+        return F.struct(
+            F.lit(rule.name).alias("rule"),
+            F.lit(column).alias("column"),
+            F.lit(expected).alias("expected"),
+            value.alias("found"),
+        )
+
+    for rule in rules(table):
+        if not rule.quarantines:
+            continue
+        if rule.check == PARSED:
+            raws = {name: name.removeprefix(_RAW) for name in columns if name.startswith(_RAW)}
+            found += [
+                F.when(F.col(raw).isNotNull(), reason(rule, name, f"parses as {types.get(name, 'its type')}"))
+                for raw, name in raws.items()
+            ]
+        else:
+            found += [
+                F.when(F.col(broken_column(rule.name)), reason(rule, c.name, rule.expected)) for c in rule.columns
+            ]
+    return F.filter(F.array(*found), lambda item: item.isNotNull())
+
+
+def key_text(table: BronzeTable) -> SparkColumn:
+    """The key as people read it: the values, separated by commas; NULL values as `NULL`."""
+    return F.concat_ws(", ", *(F.coalesce(F.col(c.name).cast("string"), F.lit("NULL")) for c in table.key))
+
+
+def _broken(rule: Rule, columns: Iterable[str], today: date) -> SparkColumn:
+    if rule.check == PARSED:
+        raws = [F.col(name).isNotNull() for name in columns if name.startswith(_RAW)]
+        return functools.reduce(operator.or_, raws, F.lit(False))
+    if rule.check == KEY:
+        conditions = [F.col(c.name).isNotNull() for c in rule.columns]
+        conditions += [
+            _holds(c, check, arguments, today) for c in rule.columns for check, arguments in c.checks.items()
+        ]
+        return ~F.coalesce(functools.reduce(operator.and_, conditions), F.lit(False))
+    # A column that may be NULL and is NULL breaks nothing but costs the 10 points; an unparseable one is NULL here.
+    (column,) = rule.columns
+    holds = _holds(column, rule.check, rule.arguments, today)
+    return F.col(column.name).isNotNull() & ~F.coalesce(holds, F.lit(False))
+
+
+def _holds(column: Column, check: str, arguments: Mapping[str, Any], today: date) -> SparkColumn:
+    value = F.col(column.name)
+    a = dict(arguments)
+
+    def literal(name: str) -> SparkColumn:
+        return F.lit(a[name]).cast(column.type)
+
+    match check:
+        case "equal_to":
+            return value == literal("value")
+        case "not_equal_to":
+            return value != literal("value")
+        case "greater_than":
+            return value > literal("min_value")
+        case "greater_than_or_equal_to":
+            return value >= literal("min_value")
+        case "less_than":
+            return value < literal("max_value")
+        case "less_than_or_equal_to":
+            return value <= literal("max_value")
+        case "in_range":
+            low = value >= literal("min_value") if a.get("include_min", True) else value > literal("min_value")
+            high = value <= literal("max_value") if a.get("include_max", True) else value < literal("max_value")
+            return low & high
+        case "isin":
+            return value.isin(list(a["allowed_values"]))
+        case "notin":
+            return ~value.isin(list(a["forbidden_values"]))
+        case "str_matches":
+            pattern = getattr(a["pattern"], "pattern", a["pattern"])
+            return value.rlike(pattern if pattern.startswith("^") else f"^{pattern}")
+        case "str_contains":
+            return value.rlike(getattr(a["pattern"], "pattern", a["pattern"]))
+        case "str_startswith":
+            return value.startswith(a["string"])
+        case "str_endswith":
+            return value.endswith(a["string"])
+        case "str_length":
+            length = F.char_length(value)
+            holds = F.lit(True)
+            for name, compare in (("min_value", operator.ge), ("max_value", operator.le), ("exact_value", operator.eq)):
+                if a.get(name) is not None:
+                    holds = holds & compare(length, F.lit(a[name]))
+            return holds
+        case "not_in_future":
+            return value <= F.lit(today) if a["enabled"] else F.lit(True)
+        case _:  # BronzeTable refuses others when it is built
+            raise AssertionError(check)
+
+
+def _expected(name: str, check: str, arguments: Mapping[str, Any]) -> str:
+    a = {key: getattr(value, "pattern", value) for key, value in arguments.items()}
+    match check:
+        case "equal_to":
+            return f"{name} = {a['value']}"
+        case "not_equal_to":
+            return f"{name} <> {a['value']}"
+        case "greater_than":
+            return f"{name} > {a['min_value']}"
+        case "greater_than_or_equal_to":
+            return f"{name} >= {a['min_value']}"
+        case "less_than":
+            return f"{name} < {a['max_value']}"
+        case "less_than_or_equal_to":
+            return f"{name} <= {a['max_value']}"
+        case "str_matches" | "str_contains":
+            return f"{name} {'matches' if check == 'str_matches' else 'contains'} {a['pattern']}"
+        case "not_in_future":
+            return f"{name} <= the business date of the load"
+        case _:
+            return f"{name} {check} " + ", ".join(f"{key}={value}" for key, value in a.items())
+
+
+def _text(value: SparkColumn, kind: T.DataType) -> SparkColumn:
+    match kind:
+        case T.StringType():
+            return value
+        case T.DateType():
+            return F.unix_date(value).cast("string")
+        case T.TimestampType():
+            return F.unix_micros(value).cast("string")
+        case _:
+            return value.cast("string")
+
+
+def _or_raw(name: str, text: SparkColumn, columns: Iterable[str]) -> SparkColumn:
+    return F.coalesce(F.col(raw_column(name)), text) if raw_column(name) in columns else text
+
+
+def _readable(name: str, columns: Iterable[str]) -> SparkColumn:
+    return _or_raw(name, F.col(name).cast("string"), columns)
+
+
+def _canonical_md5(texts: Mapping[str, SparkColumn], later: set[str]) -> SparkColumn:
+    def sized(text: SparkColumn) -> SparkColumn:
+        return F.concat(F.octet_length(text).cast("string"), F.lit(":"), text)
+
+    parts = [F.coalesce(sized(text), F.lit("N")) for name, text in texts.items() if name not in later]
+    parts += [
+        F.coalesce(F.concat(F.lit(f"{len(name.encode())}:{name}"), sized(texts[name])), F.lit(""))
+        for name in sorted(later)
+    ]
+    return F.md5(F.concat(*parts))

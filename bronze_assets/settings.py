@@ -1,0 +1,165 @@
+"""Settings of a process: where the source and the lake are, and how much of the machine a load may take.
+
+The only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from bronze_assets.errors import SettingsError
+
+
+class Environment(enum.StrEnum):
+    """Where the platform runs. Only `local` can load in this release; the others describe the same tables."""
+
+    LOCAL = "local"
+    DEV = "dev"
+    QA = "qa"
+    PROD = "prod"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a process needs to know, read once.
+
+    Attributes:
+        environment: `BRONZE_ENV`, default `local`.
+        home: `BRONZE_HOME`, the one folder for everything made locally; absolute. Default `.bronze`.
+        lake: `BRONZE_LAKE`, the folder of the bronze schemas; absolute. Default `<home>/lake`.
+        source_url: `BRONZE_SOURCE_URL`, a PostgreSQL URL or `file:<path>` to a file that holds one.
+            Default: the file that the embedded server of `make demo` writes. May hold a password: never shown.
+        start_date: `BRONZE_START_DATE`, the first partition (UTC). Default 2026-01-01.
+        business_time_zone: `BRONZE_TIME_ZONE`, in which "today" is taken for business dates. Default UTC.
+        read_connections: `BRONZE_READ_CONNECTIONS`, parallel JDBC reads of one large table. Default 2.
+        range_rows: `BRONZE_RANGE_ROWS`, rows from which a first snapshot is loaded in resumable key ranges of
+            about this size. Default 20,000,000.
+        lease_seconds: `BRONZE_LEASE_SECONDS`, silence after which a load on another machine counts as dead.
+        driver_memory: `BRONZE_DRIVER_MEMORY`, heap of the local Spark driver. Default `1500m`.
+        jars: `BRONZE_JARS`, a folder with the pinned jars, for machines without network.
+        maven_mirror: `BRONZE_MAVEN_MIRROR`, the address of a Maven repository to fetch the jars from.
+            May hold a password: never shown.
+        ca_bundle: `SSL_CERT_FILE` or `REQUESTS_CA_BUNDLE`, the certificate authorities to trust in downloads.
+        java_home: `JAVA_HOME`.
+        search_path: `PATH`, where `java` is looked for.
+    """
+
+    environment: Environment
+    home: Path
+    lake: Path
+    source_url: str = field(repr=False)
+    start_date: dt.date = dt.date(2026, 1, 1)
+    business_time_zone: str = "UTC"
+    read_connections: int = 2
+    range_rows: int = 20_000_000
+    lease_seconds: int = 60
+    driver_memory: str = "1500m"
+    jars: Path | None = None
+    maven_mirror: str | None = field(default=None, repr=False)
+    ca_bundle: Path | None = None
+    java_home: Path | None = None
+    search_path: str | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read and validate the settings.
+
+        Raises:
+            SettingsError: a value is malformed; the message names the variable and never shows the source URL.
+        """
+        name = environ.get("BRONZE_ENV", "local")
+        try:
+            environment = Environment(name)
+        except ValueError:
+            known = ", ".join(Environment)
+            raise SettingsError(f"BRONZE_ENV={name!r} is not an environment.", f"use one of {known}.") from None
+        home = Path(environ.get("BRONZE_HOME") or ".bronze").expanduser().absolute()
+        lake = environ.get("BRONZE_LAKE") or str(home / "lake")
+        if "://" in lake:
+            raise SettingsError(
+                f"BRONZE_LAKE={lake!r} is not a folder.", "name a local folder; object stores are not served yet."
+            )
+        zone = environ.get("BRONZE_TIME_ZONE") or "UTC"
+        try:
+            ZoneInfo(zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise SettingsError(
+                f"BRONZE_TIME_ZONE={zone!r} is not a time zone.", "use an IANA name such as Europe/Berlin."
+            ) from None
+        start = environ.get("BRONZE_START_DATE") or "2026-01-01"
+        try:
+            start_date = dt.date.fromisoformat(start)
+        except ValueError:
+            raise SettingsError(f"BRONZE_START_DATE={start!r} is not a date.", "write it as YYYY-MM-DD.") from None
+
+        def optional_path(variable: str) -> Path | None:
+            value = environ.get(variable)
+            return Path(value).expanduser().absolute() if value else None
+
+        return cls(
+            environment=environment,
+            home=home,
+            lake=Path(lake).expanduser().absolute(),
+            source_url=environ.get("BRONZE_SOURCE_URL") or f"file:{home / 'postgres' / 'source_url'}",
+            start_date=start_date,
+            business_time_zone=zone,
+            read_connections=_positive(environ, "BRONZE_READ_CONNECTIONS", 2),
+            range_rows=_positive(environ, "BRONZE_RANGE_ROWS", 20_000_000),
+            lease_seconds=_positive(environ, "BRONZE_LEASE_SECONDS", 60),
+            driver_memory=environ.get("BRONZE_DRIVER_MEMORY") or "1500m",
+            jars=optional_path("BRONZE_JARS"),
+            maven_mirror=environ.get("BRONZE_MAVEN_MIRROR") or None,
+            ca_bundle=optional_path("SSL_CERT_FILE") or optional_path("REQUESTS_CA_BUNDLE"),
+            java_home=optional_path("JAVA_HOME"),
+            search_path=environ.get("PATH"),
+        )
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's storage folder."""
+        return self.home / "dagster"
+
+
+def resolve_secret(reference: str, *, meaning: str) -> str:
+    """The secret behind a reference: `file:<path>` reads the file, anything else is the secret itself.
+
+    Args:
+        reference: what the user gave.
+        meaning: the setting's name, for errors.
+
+    Raises:
+        SettingsError: the file cannot be read or is empty. The message shows the path, never a secret.
+    """
+    if not reference.startswith("file:"):
+        return reference
+    path = Path(reference.removeprefix("file:").removeprefix("//")).expanduser()
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(
+            f"{meaning} points to {path}, which cannot be read ({reason}).",
+            "write the value into that file, set the variable itself, or run `make demo`, which makes it.",
+        ) from None
+    if not secret:
+        raise SettingsError(f"{meaning} points to {path}, which is empty.", "write the value into that file.")
+    return secret
+
+
+def _positive(environ: Mapping[str, str], variable: str, default: int) -> int:
+    text = environ.get(variable)
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise SettingsError(f"{variable}={text!r} is not a positive whole number.", f"use for example {default}.")
+    return value

@@ -1,0 +1,314 @@
+"""What one bronze table is: `BronzeTable`, its columns and its rules, stated once and validated when built.
+
+A table is declared by a pandera model whose fields are made with `column()`; everything else (rules, penalties, asset,
+checks, metadata, layout) follows from that declaration.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandera.pyspark as pa
+from pandera.api.pyspark.types import PysparkDataframeColumnObject
+from pandera.extensions import register_check_method
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from bronze_assets.errors import DeclarationError
+
+SOURCE_SYSTEM = "PostgreSQL_DE"
+
+METADATA_COLUMNS: Mapping[str, tuple[T.DataType, str]] = {
+    "load_timestamp": (T.TimestampType(), "When the row version was first written (UTC)."),
+    "update_timestamp": (T.TimestampType(), "Last in-place change; equals load_timestamp at first (UTC)."),
+    "source_system": (T.StringType(), "The system the row came from."),
+    "record_status": (T.StringType(), "ACTIVE, DELETED (gone at the source) or ERASED."),
+    "data_quality_score": (T.IntegerType(), "0 to 100; 100 minus 10 per NULL column and the broken rules' penalties."),
+    "batch_id": (T.StringType(), "The load that wrote the row version: <partition key>/<number>."),
+    "file_name": (T.StringType(), "The landing file; NULL for rows read over JDBC."),
+    "record_hash": (T.StringType(), "MD5 over the canonical form of the source columns."),
+    "source_position": (T.StringType(), "Orders the versions of a key: source epoch / commit LSN / sequence."),
+}
+"""Columns on every bronze table, in order: type and description (tables.md)."""
+
+LOAD_DATE = "load_date"
+
+
+class Impact(enum.StrEnum):
+    """How much a broken rule matters; the penalty is taken off the row's score (tables.md)."""
+
+    HIGH = "High"
+    MEDIUM = "Medium"
+    LOW = "Low"
+
+    @property
+    def penalty(self) -> int:
+        """Points off the score of a row that breaks the rule."""
+        return {"High": 25, "Medium": 15, "Low": 5}[self.value]
+
+
+class Pii(enum.StrEnum):
+    """Class of personal data; High and Medium values are protected wherever they lie."""
+
+    NONE = "None"
+    LOW = "Low"
+    MEDIUM = "Medium"
+    HIGH = "High"
+
+    @property
+    def protected(self) -> bool:
+        """Whether values of this class may not be read beside the table (quarantine, messages, samples)."""
+        return self in (Pii.MEDIUM, Pii.HIGH)
+
+
+class Cadence(enum.Enum):
+    """How often a table is loaded; decides its Dagster partitions and its freshness thresholds (tables.md)."""
+
+    STREAMING = "streaming"
+    DAILY = "daily"
+    HOURLY = "hourly"
+
+
+def column(
+    *,
+    description: str,
+    key: bool = False,
+    pii: Pii = Pii.NONE,
+    impact: Impact = Impact.HIGH,
+    quarantine: bool = False,
+    added: bool = False,
+    **checks: Any,
+) -> Any:
+    """A source column of a table: a pandera field plus what the platform needs to know about it.
+
+    Args:
+        description: what the column holds, for the catalog and the UI.
+        key: part of the key; must be present. Keep `gt=0` on integer keys.
+        pii: class of personal data.
+        impact: of the rules stated on this column.
+        quarantine: whether a row that breaks a rule of this column is quarantined instead of loaded.
+        added: the column came after the table's first load: it enters `record_hash` only when not NULL, with its name,
+            so that the hashes of older rows stay as they are.
+        checks: pandera checks, e.g. `ge=0`, `str_matches="^x"`, `not_in_future=True`, and `dtype_kwargs`.
+    """
+    return pa.Field(
+        nullable=not key,
+        description=description,
+        metadata={"key": key, "pii": pii, "impact": impact, "quarantine": quarantine, "added": added},
+        **checks,
+    )
+
+
+@register_check_method(statistics=["enabled"], supported_types=DataFrame)  # type: ignore[untyped-decorator]
+def not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
+    """Pandera's own verdict on `not_in_future`: no date lies after today in the session's business time zone."""
+    if not enabled:
+        return True
+    zone = data.dataframe.sparkSession.conf.get("bronze.business_time_zone", "UTC")
+    today = F.to_date(F.from_utc_timestamp(F.to_utc_timestamp(F.current_timestamp(), F.current_timezone()), zone))
+    return data.dataframe.filter(F.col(data.column_name) > today).limit(1).count() == 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """A declared source column.
+
+    Attributes:
+        name: snake_case, as in the bronze table.
+        type: Spark type.
+        checks: pandera's check name → its arguments.
+    """
+
+    name: str
+    type: T.DataType
+    key: bool
+    pii: Pii
+    impact: Impact
+    quarantine: bool
+    added: bool
+    description: str
+    checks: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the Delta table lies on disk.
+
+    Attributes:
+        partition_by: a source column, or `load_date` for the generated date of `load_timestamp`.
+        z_order: columns by which maintenance clusters the files.
+    """
+
+    partition_by: str | None = None
+    z_order: tuple[str, ...] = ()
+
+
+SUPPORTED_TYPES: tuple[type[T.DataType], ...] = (
+    T.IntegerType,
+    T.LongType,
+    T.StringType,
+    T.DecimalType,
+    T.DateType,
+    T.TimestampType,
+    T.BooleanType,
+)
+
+SUPPORTED_CHECKS = frozenset(
+    {
+        "equal_to",
+        "not_equal_to",
+        "greater_than",
+        "greater_than_or_equal_to",
+        "less_than",
+        "less_than_or_equal_to",
+        "in_range",
+        "isin",
+        "notin",
+        "str_matches",
+        "str_contains",
+        "str_startswith",
+        "str_endswith",
+        "str_length",
+        "not_in_future",
+    }
+)
+
+
+@dataclass(frozen=True)
+class BronzeTable:
+    """The declaration of one bronze table.
+
+    Attributes:
+        schema: schema of the bronze table, e.g. `inventory_bronze`.
+        source: `<schema>.<table>` at the source; matched without regard to case.
+        model: pandera model; its fields are made with `column()`, the key columns first.
+        cadence: how often it is loaded.
+        description: one sentence for the catalog.
+        event_date: a DATE column by which past days can be loaded again from the source; None if there is none.
+        layout: Delta partitioning and clustering.
+        owners: for Dagster, e-mail addresses or `team:<name>`.
+        group: Dagster's asset group.
+
+    Raises:
+        DeclarationError: the declaration cannot be what it says; names the table and the culprit.
+    """
+
+    schema: str
+    source: str
+    model: type[pa.DataFrameModel]
+    cadence: Cadence
+    description: str
+    event_date: str | None = None
+    layout: Layout = field(default_factory=Layout)
+    owners: tuple[str, ...] = ("team:data-platform",)
+    group: str = "inventory"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", self.source):
+            raise DeclarationError(
+                f"source {self.source!r} is not <schema>.<table>.", "write it as in 'tests.Orders'.", table=self.source
+            )
+        if not re.fullmatch(r"[a-z]\w*", self.schema):
+            raise self._error(f"schema {self.schema!r} is not snake_case.", "use e.g. inventory_bronze.")
+        self.columns  # noqa: B018  built here so that a broken declaration fails at once
+        names = [c.name for c in self.columns]
+        if not self.key:
+            raise self._error("no column is the key.", "give one column(key=True, …).")
+        if self.columns[: len(self.key)] != self.key:
+            raise self._error("the key columns do not come first.", "declare them before the others.")
+        for column in self.columns:
+            self._validate_column(column)
+        if self.event_date is not None:
+            if self.event_date not in names:
+                raise self._error(f"event_date {self.event_date!r} is not a column.", f"use one of {names}.")
+            if not isinstance(self.column(self.event_date).type, T.DateType):
+                raise self._error(f"event_date {self.event_date!r} is not a DATE.", "name a DATE column.")
+        if self.layout.partition_by not in (None, LOAD_DATE, *names):
+            raise self._error(f"layout.partition_by {self.layout.partition_by!r} is not a column.", f"use {names}.")
+        for name in self.layout.z_order:
+            if name not in names:
+                raise self._error(f"layout.z_order {name!r} is not a column.", f"use some of {names}.")
+
+    @property
+    def name(self) -> str:
+        """Name of the bronze table: `bz_` and the source table's name in lower case."""
+        return "bz_" + self.source.split(".")[1].lower()
+
+    @property
+    def quarantine_name(self) -> str:
+        """Name of the quarantine table."""
+        return f"{self.name}_quarantine"
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The declared source columns, in order."""
+        try:
+            columns = self.model.to_schema().columns
+        except Exception as error:
+            raise self._error(
+                f"pandera cannot read the model {self.model.__name__} ({type(error).__name__}: {error}).",
+                "correct the model.",
+            ) from error
+        built = []
+        for name, spec in columns.items():
+            meta = spec.metadata or {}
+            if "pii" not in meta:
+                raise self._error(f"column {name!r} is not made with column().", "use bronze_assets.table.column.")
+            checks = {check.name: dict(check.statistics or {}) for check in spec.checks}
+            built.append(
+                Column(
+                    name=name,
+                    type=spec.dtype.type,
+                    key=meta["key"],
+                    pii=meta["pii"],
+                    impact=meta["impact"],
+                    quarantine=meta["quarantine"],
+                    added=meta["added"],
+                    description=spec.description or "",
+                    checks=checks,
+                )
+            )
+        return tuple(built)
+
+    def column(self, name: str) -> Column:
+        """The declared column of that name; KeyError if there is none."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(name)
+
+    @cached_property
+    def key(self) -> tuple[Column, ...]:
+        """The key columns."""
+        return tuple(c for c in self.columns if c.key)
+
+    @property
+    def has_personal_data(self) -> bool:
+        """Whether any column holds personal data of any class."""
+        return any(c.pii is not Pii.NONE for c in self.columns)
+
+    def _validate_column(self, column: Column) -> None:
+        if not isinstance(column.type, SUPPORTED_TYPES):
+            known = ", ".join(t.__name__ for t in SUPPORTED_TYPES)
+            raise self._error(f"column {column.name!r} has the type {column.type}.", f"use one of {known}.")
+        if not re.fullmatch(r"[a-z]\w*", column.name) or column.name in {*METADATA_COLUMNS, LOAD_DATE}:
+            raise self._error(f"column name {column.name!r} cannot be used.", "use snake_case, no metadata name.")
+        if column.key and column.pii.protected:
+            raise self._error(
+                f"key column {column.name!r} is protected personal data.", "use a surrogate key; keys are shown in checks."
+            )
+        for check in column.checks:
+            if check not in SUPPORTED_CHECKS:
+                known = ", ".join(sorted(SUPPORTED_CHECKS))
+                raise self._error(
+                    f"column {column.name!r} states the check {check!r}, which cannot be compiled.", f"use {known}."
+                )
+
+    def _error(self, culprit: str, fix: str) -> DeclarationError:
+        return DeclarationError(culprit, fix, table=self.name)
