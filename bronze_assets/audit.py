@@ -107,7 +107,7 @@ class LoadRecord:
 
     @property
     def conserved(self) -> bool:
-        """read = loaded + quarantined + duplicates + unchanged + erased."""
+        """Read = loaded + quarantined + duplicates + unchanged + erased."""
         return self.read == self.loaded + self.quarantined + self.duplicates + self.unchanged + self.erased
 
     def to_json(self) -> str:
@@ -129,7 +129,7 @@ class LoadRecord:
 
 
 def combine(records: Sequence[LoadRecord]) -> LoadRecord:
-    """The records of one partition's batches (key ranges of a first load) as one: counts added, the last one's state."""
+    """The records of one partition's batches (key ranges of a first load) as one: counts added, the last's state."""
     total = records[0]
     for record in records[1:]:
         rules_ = dict(total.rules)
@@ -315,7 +315,8 @@ _AUDIT = pa.schema(
 
 def write_success(lake: Lakehouse, table: BronzeTable, record: LoadRecord, *, run_id: str, trigger: str) -> None:
     """Append the audit row of a finished batch: `record_count` is the rows read, `error_count` those quarantined,
-    `warning_count` those that broke a rule and were not."""
+    `warning_count` those that broke a rule and were not.
+    """
     _write(
         lake,
         table,

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from bronze_assets.audit import LoadRecord
@@ -133,7 +134,8 @@ class BatchLog:
 
     def bytes_a_day_before(self, moment: dt.datetime) -> int | None:
         """The table's bytes at its last load at least 24 hours before; None if there was none."""
-        old = [b.record for b in self.batches if b.done and b.record and b.record.ended <= moment - dt.timedelta(days=1)]
+        before = moment - dt.timedelta(days=1)
+        old = [b.record for b in self.batches if b.done and b.record and b.record.ended <= before]
         return max(old, key=lambda r: r.ended).table_bytes if old else None
 
     def begin(
@@ -177,7 +179,7 @@ class BatchLog:
         now = self._clock()
         if self._last is not None and now <= self._last:
             now = self._last + dt.timedelta(microseconds=1)
-        row = {name: None for name in _EVENT.names} | event
+        row = dict.fromkeys(_EVENT.names) | event
         row |= {"table_name": self._table.name, "event_time": now}
         self._lake.append_rows(self._table.schema, BATCHES, _EVENT, [row])
         self._apply(row)
@@ -285,16 +287,10 @@ def _dead(holder: dict[str, Any]) -> bool:
 
 
 def _process_start(pid: int) -> str:
-    """When the process began, as the kernel counts it; empty if there is none. Tells a reused process id apart."""
+    """When the process began; empty if it has ended. Tells a reused process id apart."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-            fields = stat.read().rsplit(")", 1)[1].split()
+        process = psutil.Process(pid)
         # A zombie has ended; only its parent has not asked for its exit code yet.
-        return "" if fields[0] == "Z" else fields[19]
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except OSError:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.NoSuchProcess:
         return ""
-    return "alive"

@@ -30,7 +30,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
             # One JVM a run: all its tables share one Spark session.
             executor=dg.in_process_executor,
         ),
-        job_definitions([*initial_loads(tables), *scheduled], settings),
+        job_definitions([*initial_loads(tables), *scheduled]),
     )
 
 

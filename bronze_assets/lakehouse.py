@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from bronze_assets.errors import LakeError, StaleBase
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
@@ -112,11 +113,12 @@ class Lakehouse:
         if not self.exists(table.schema, table.name):
             session.sql(self._create_statement(table))
         if not self.exists(table.schema, table.quarantine_name):
-            session.sql(
-                f"create table if not exists {self.identifier(table.schema, table.quarantine_name)}"
-                f" ({QUARANTINE.toDDL()}) using delta"
-                f" comment {_literal(f'Rows of {table.source} that could not be loaded into {table.name}, and why.')}"
-                f" {_properties({**_PROPERTIES, 'delta.dataSkippingStatsColumns': 'row_key,batch_id,last_batch_id'})}"
+            DeltaTable.create(
+                str(self.path(table.schema, table.quarantine_name)),
+                to_arrow_schema(QUARANTINE, timezone="UTC"),
+                mode="ignore",
+                description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
+                configuration={**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
             )
 
     def read(self, session: SparkSession, schema: str, name: str, *, version: int | None = None) -> DataFrame:
@@ -250,16 +252,18 @@ class Lakehouse:
         path = str(self.path(schema, name))
         if not DeltaTable.is_deltatable(path):
             return []
-        found: list[dict[str, Any]] = (
-            DeltaTable(path).to_pyarrow_table(columns=list(columns) if columns else None).to_pylist()
-        )
+        selected = ", ".join(columns) if columns else "*"
+        # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
+        reader = QueryBuilder().register("t", DeltaTable(path)).execute(f"select {selected} from t")
+        found: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
         return found
 
     def merge_row(
         self, schema: str, name: str, arrow_schema: pa.Schema, row: Mapping[str, Any], *, on: str, when: str
     ) -> dict[str, Any]:
         """Put a row into a control table keyed by `on`: inserted if new, updated where `when` holds (`t` is the row
-        there, `s` the new one). The row that is there afterwards is returned, read back."""
+        there, `s` the new one). The row that is there afterwards is returned, read back.
+        """
         path = str(self.path(schema, name))
         data = pa.Table.from_pylist([dict(row)], schema=arrow_schema)
         value = str(row[on]).replace("'", "''")
@@ -290,11 +294,14 @@ class Lakehouse:
             for c in table.columns
         ]
         columns += [
-            f"`{name}` {kind.simpleString()} comment {_literal(text)}" for name, (kind, text) in METADATA_COLUMNS.items()
+            f"`{name}` {kind.simpleString()} comment {_literal(text)}"
+            for name, (kind, text) in METADATA_COLUMNS.items()
         ]
         layout = table.layout.partition_by
         if layout == LOAD_DATE:
-            columns.append(f"{LOAD_DATE} date generated always as (cast(load_timestamp as date)) comment 'Day of loading.'")
+            columns.append(
+                f"{LOAD_DATE} date generated always as (cast(load_timestamp as date)) comment 'Day of loading.'"
+            )
         statistics = ",".join([*(c.name for c in table.key), "batch_id", "source_position"])
         return (
             f"create table if not exists {self.identifier(table.schema, table.name)} ({', '.join(columns)}) using delta"

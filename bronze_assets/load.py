@@ -113,7 +113,7 @@ class Workbench:
             self.source.close()
 
 
-def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options: Options = Options()) -> LoadRecord:  # noqa: B008
+def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options: Options = Options()) -> LoadRecord:
     """Load what is outstanding for a partition, and first settle what an interrupted load left.
 
     The current partition is compared with the whole source. A past day is loaded from the source's rows of that day
@@ -288,7 +288,8 @@ class _Attempt:
 
     def _plan(self, scope: Scope, snapshot: Snapshot, source: SourceTable) -> Iterator[Scope]:
         """The scopes to load one after the other: one, or for the first load of a very large table, ranges of its key,
-        going on where an interrupted first load stopped."""
+        going on where an interrupted first load stopped.
+        """
         rows = self.bench.settings.range_rows
         key = self.table.key[0]
         done = [b for b in self.log.batches if b.done]
@@ -509,11 +510,12 @@ class _Walk:
             counts.append(F.count_if(F.col(column)).alias(f"broken {name}"))
             counts.append(F.expr(_examples_sql(f"`{column}`")).alias(f"examples {name}"))
         counts.append(F.expr(_examples_sql(f"{_OUTCOME} = 'duplicates'")).alias(f"examples {quality.KEY_UNIQUE}"))
-        for column in self.table.columns:
-            null = quality.is_null(column.name, outcomes.columns)
-            counts.append(F.count_if(read & null).alias(f"null {column.name}"))
+        for declared in self.table.columns:
+            null = quality.is_null(declared.name, outcomes.columns)
+            counts.append(F.count_if(read & null).alias(f"null {declared.name}"))
         observation = Observation()
-        return outcomes.withColumn("__key", key).observe(observation, *counts), observation
+        shown = F.when(F.col(self.keys[0]).isNotNull(), key)
+        return outcomes.withColumn("__key", shown).observe(observation, *counts), observation
 
     def versions(self, counted: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
         """The row versions to write: loaded rows, and a bare `DELETED` version of each key that is gone."""
@@ -661,4 +663,4 @@ def _stored(key: str) -> str:
 
 def _examples_sql(broken: str) -> str:
     # Ordered by a hash, so that the same rows give the same examples whatever order Spark reads them in.
-    return f"min_by(__key, case when {broken} then xxhash64(__key) end, {EXAMPLES})"
+    return f"min_by(__key, case when {broken} and __key is not null then xxhash64(__key) end, {EXAMPLES})"

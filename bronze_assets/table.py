@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import pandera.pyspark as pa
+from pandera.api.extensions import register_check_method
 from pandera.api.pyspark.types import PysparkDataframeColumnObject
-from pandera.extensions import register_check_method
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -110,9 +110,10 @@ def not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
     """Pandera's own verdict on `not_in_future`: no date lies after today in the session's business time zone."""
     if not enabled:
         return True
-    zone = data.dataframe.sparkSession.conf.get("bronze.business_time_zone", "UTC")
+    zone = str(data.dataframe.sparkSession.conf.get("bronze.business_time_zone", "UTC"))
     today = F.to_date(F.from_utc_timestamp(F.to_utc_timestamp(F.current_timestamp(), F.current_timezone()), zone))
-    return data.dataframe.filter(F.col(data.column_name) > today).limit(1).count() == 0
+    frame = cast(DataFrame, data.dataframe)
+    return frame.where(F.col(data.column_name) > today).limit(1).count() == 0
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,8 @@ class BronzeTable:
             raise self._error(f"column name {column.name!r} cannot be used.", "use snake_case, no metadata name.")
         if column.key and column.pii.protected:
             raise self._error(
-                f"key column {column.name!r} is protected personal data.", "use a surrogate key; keys are shown in checks."
+                f"key column {column.name!r} is protected personal data.",
+                "use a surrogate key; keys are shown in checks.",
             )
         for check in column.checks:
             if check not in SUPPORTED_CHECKS:

@@ -399,7 +399,7 @@ class Snapshot:
             if self._connection.closed or (error.pgcode or "").startswith(("08", "57P")):
                 raise self._address.unreachable("the connection was lost.", name) from None
             raise SourceRefused(
-                f"the source refused a query: {str(error.diag.message_primary or type(error).__name__)}.",
+                f"the source refused a query: {error.diag.message_primary or type(error).__name__}.",
                 f"give {self._address.user} the privileges that `docs/source.md` lists.",
                 table=name,
             ) from None
@@ -451,7 +451,7 @@ class _Address:
                 application_name="bronze_assets",
                 options="-c DateStyle=ISO -c TimeZone=UTC",
                 keepalives_idle=30,
-                **self.options,
+                **dict[str, Any](self.options),
             )
         except psycopg2.OperationalError as error:
             said = str(error)
@@ -543,7 +543,9 @@ def _expressions(column: SourceColumn, kind: T.DataType) -> tuple[str, str | Non
             p, s = kind.precision, kind.scale
             fits = f"abs({c}) < 1e{p - s}::numeric and {c} = round({c}, {s})"
             if column.precision is not None and column.scale is not None and column.scale <= s:
-                fits = f"abs({c}) < 1e{p - s}::numeric"
+                # What the source's own type bounds need not be asked of every row.
+                bounded = column.precision - column.scale <= p - s
+                fits = f"{c} <> 'NaN'" if bounded else f"abs({c}) < 1e{p - s}::numeric"
             return told_apart(fits, f"{c}::numeric({p},{s})")
         case T.DecimalType():
             return told_apart(f"abs({c}::numeric) < 1e{kind.precision - kind.scale}::numeric", f"{c}::numeric")

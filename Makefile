@@ -1,0 +1,35 @@
+# Works with GNU make 3.81 and on paths with spaces: every path here is relative to this folder.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo load ui test lint bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -e 's/:.*## /|/' | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+
+install: ## Make .venv with the pinned dependencies; the other targets do so by themselves
+	@$(PYTHON) bootstrap.py
+
+demo: install ## Start PostgreSQL with sample data, load the ten bronze tables, print the report
+	@$(PY) -m bronze_assets.demo demo
+
+load: install ## Load the ten tables from the server that BRONZE_SOURCE_URL names
+	@$(PY) -m bronze_assets load
+
+ui: install ## Open Dagster's UI on the same state, until Ctrl-C
+	@$(PY) -m bronze_assets.demo ui
+
+test: install ## Run the tests; FAST=1 leaves out the slow ones
+	@$(PY) -m pytest $(if $(FAST),-m "not slow")
+
+lint: install ## Check style, format and types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: install ## Measure full loads against bare Spark copies
+	@$(PY) -m benchmarks
+
+clean: ## Stop what was started and remove BRONZE_HOME (default .bronze)
+	@if [ -x $(PY) ]; then $(PY) -m bronze_assets.demo clean; else echo "Nothing is installed, so nothing was started."; fi

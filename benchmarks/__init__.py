@@ -1,0 +1,1 @@
+"""How fast a load is, as ratios within one run: `make bench`."""

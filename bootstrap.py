@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Makes `.venv` with the pinned dependencies of this checkout, or finds that it is already there.
+
+Needs nothing but Python. Written so that an old Python 3 can read it too and say which one is needed.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST_JAVA = 17
+ROOT = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+STAMP = os.path.join(VENV, "bronze-installed")
+INPUTS = ("pyproject.toml", "constraints.txt", "setup.py")
+EXTRAS = ["demo", "dev"]
+# Measured with the versions of constraints.txt; said before anything is downloaded.
+DOWNLOAD_MB, DISK_MB, JAVA_DOWNLOAD_MB, JAVA_DISK_MB, JARS_MB, HOME_MB, MEMORY_GB = 670, 1400, 35, 105, 11, 200, 3
+
+
+def main():
+    # type: () -> int
+    """Make or complete `.venv`; returns the exit code."""
+    if os.name == "nt":
+        return fail("Windows is not served directly.", "use WSL2 (`wsl --install`) and run this inside it.")
+    extras = list(EXTRAS)
+    wanted = fingerprint()
+    if read(STAMP) == wanted and os.access(PYTHON, os.X_OK):
+        return 0
+    python = interpreter()
+    if python is None:
+        return fail(
+            "Python %d.%d to %d.%d is needed; this is %s and no other was found."
+            % (OLDEST + NEWEST + (sys.version.split()[0],)),
+            "install Python 3.11 or newer and run `make` again, or name it: `make PYTHON=/path/to/python3.11 demo`.",
+        )
+    if not has_java():
+        extras.append("java")
+    announce("java" in extras)
+    if not os.access(PYTHON, os.X_OK) or subprocess.call([PYTHON, "-c", "import pip"], stderr=subprocess.DEVNULL):
+        error = make_venv(python)
+        if error:
+            return fail(error[0], error[1])
+    failure = install(extras)
+    if failure:
+        return fail(failure, "check the network and the proxy settings, then run the same command again; it goes on.")
+    write(STAMP, wanted)
+    print("Installed.", flush=True)
+    return 0
+
+
+def interpreter():
+    # type: () -> str | None
+    """A Python of a served version: this one if it is, else the newest found on PATH."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return sys.executable
+    for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
+        found = shutil.which("python3.%d" % minor)
+        # A shim of pyenv or asdf may be there without the version behind it.
+        if found and quiet([found, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, %d))" % minor]) == 0:
+            return found
+    return None
+
+
+def has_java():
+    # type: () -> bool
+    """Whether JAVA_HOME or PATH has a Java that Spark can run on."""
+    home = os.environ.get("JAVA_HOME")
+    for java in (home and os.path.join(home, "bin", "java"), shutil.which("java")):
+        if not java:
+            continue
+        try:
+            answer = subprocess.run(
+                [java, "-version"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=60,
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        version = re.search(r'version "(?:1\.)?(\d+)', answer.stdout.decode("utf-8", "replace"))
+        if answer.returncode == 0 and version and int(version.group(1)) >= OLDEST_JAVA:
+            return True
+    return False
+
+
+def announce(java):
+    # type: (bool) -> None
+    """Say what is about to be downloaded and what it takes, before it happens."""
+    download = DOWNLOAD_MB + (JAVA_DOWNLOAD_MB if java else 0)
+    disk = DISK_MB + (JAVA_DISK_MB if java else 0)
+    print(
+        "First run in this checkout: installing the pinned dependencies into .venv%s."
+        % (", a Java runtime among them (none was found)" if java else "")
+    )
+    print(
+        "  to download   about %d MB of Python packages, and %d MB of jars when Spark first starts\n"
+        "  disk          about %d MB in .venv, and %d MB in .bronze after the demo\n"
+        "  memory        up to %d GB while tables are loaded" % (download, JARS_MB, disk, HOME_MB, MEMORY_GB),
+        flush=True,
+    )
+
+
+def make_venv(python):
+    # type: (str) -> tuple[str, str] | None
+    """Make the environment with the first tool that can; returns what is wrong and the fix, or None."""
+    attempts = [[python, "-m", "venv", "--clear", VENV]]
+    uv, virtualenv = shutil.which("uv"), shutil.which("virtualenv")
+    if uv:
+        attempts.append([uv, "venv", "--seed", "--clear", "--python", python, VENV])
+    if virtualenv:
+        attempts.append([virtualenv, "--quiet", "--clear", "--python", python, VENV])
+    attempts.append([python, "-m", "virtualenv", "--quiet", "--clear", VENV])
+    for command in attempts:
+        if quiet(command) == 0 and quiet([PYTHON, "-m", "pip", "--version"]) == 0:
+            return None
+    version = "%d.%d" % sys.version_info[:2] if python == sys.executable else os.path.basename(python)[len("python") :]
+    return (
+        "%s cannot make a virtual environment: ensurepip is missing, and there is neither uv nor virtualenv." % python,
+        "install one of them, for example `sudo apt install python%s-venv` (Debian, Ubuntu), or uv or virtualenv "
+        "in your home; then run the same command again." % version,
+    )
+
+
+def install(extras):
+    # type: (list[str]) -> str | None
+    """Install this checkout and what it depends on; returns what went wrong, or None."""
+    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    command += ["--constraint", "constraints.txt", "--editable", ".[%s]" % ",".join(extras)]
+    begin = said = time.time()
+    last = []  # type: list[str]
+    done = 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        for raw in process.stdout:
+            line = raw.decode("utf-8", "replace").strip()
+            last.append(line)
+            del last[:-6]
+            seconds = time.time() - begin
+            if line.startswith("Collecting "):
+                done += 1
+                if time.time() - said > 3:
+                    said = time.time()
+                    print("  %3d s  %d packages found, now %s" % (seconds, done, line.split()[1]), flush=True)
+            elif line.startswith("Downloading "):
+                size = re.search(r"\(([0-9.]+) MB\)", line)
+                if size and float(size.group(1)) > 20:
+                    said = time.time()
+                    name = os.path.basename(line.split()[1]).split("-")[0]
+                    print("  %3d s  downloading %s (%s MB)" % (seconds, name, size.group(1)), flush=True)
+            elif line.startswith("Building wheels for"):
+                print("  %3d s  building %s" % (seconds, line.partition(": ")[2]), flush=True)
+            elif line.startswith("Installing collected packages"):
+                print("  %3d s  unpacking %d packages" % (seconds, line.count(",") + 1), flush=True)
+    if process.returncode == 0:
+        return None
+    return "pip could not install the dependencies:\n  " + "\n  ".join(last)
+
+
+def fingerprint():
+    # type: () -> str
+    """What an installation depends on, hashed; a moved checkout counts as another one, for its paths are in it."""
+    digest = hashlib.sha256(ROOT.encode("utf-8", "surrogateescape"))
+    for name in INPUTS:
+        digest.update(read(os.path.join(ROOT, name)).encode("utf-8"))
+    return digest.hexdigest()
+
+
+def quiet(command):
+    # type: (list[str]) -> int
+    """Run the command without its output; returns its exit code, 127 when it cannot be run."""
+    try:
+        return subprocess.call(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        )
+    except OSError:
+        return 127
+
+
+def read(path):
+    # type: (str) -> str
+    """The file's text; empty when there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def write(path, text):
+    # type: (str, str) -> None
+    """Write the file as a whole: a half-written stamp would count as an installation."""
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".part", path)
+
+
+def fail(culprit, fix):
+    # type: (str, str) -> int
+    """Tell what is wrong and what to do; returns the exit code."""
+    sys.stderr.write("%s\nFix: %s\n" % (culprit, fix))
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. The next `make` goes on from here.\n")
+        sys.exit(130)

@@ -1,0 +1,234 @@
+"""`python -m bronze_assets.demo demo|ui|clean`: what `make demo`, `make ui` and `make clean` do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from bronze_assets.demo import postgres
+from bronze_assets.demo.generate import PLANTED, ensure_sample_data
+from bronze_assets.demo.report import line_of, render
+from bronze_assets.errors import BronzeError, SettingsError
+from bronze_assets.settings import Environment, Settings
+
+UI_PORT = 3000
+_MARKER = ".bronze-home"
+_MARKER_TEXT = "Made by bronze_assets.demo; `make clean` removes this folder.\n"
+# All that a home holds: a folder with anything else in it is not ours to remove, unless it carries the marker.
+_PARTS = frozenset({"lake", "postgres", "dagster", "jars", "java", "spark", "ui.json"})
+_STOP_SECONDS = 20
+_CHECKOUT = Path(__file__).parents[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 for an error, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bronze_assets.demo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="start PostgreSQL with sample data, load the tables, print the report")
+    commands.add_parser("ui", help="serve Dagster's UI on the home's state until Ctrl-C")
+    commands.add_parser("clean", help="stop what was started and remove the home")
+    command: str = parser.parse_args(arguments).command
+    run: dict[str, Callable[[Settings], int]] = {"demo": demo, "ui": ui, "clean": clean}
+    # `kill` and a closed terminal end everything as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return run[command](Settings.from_environment())
+    except BronzeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything that was started is stopped.", file=sys.stderr)
+        return 130
+
+
+def say(line: str) -> None:
+    """Show one line of progress at once, also when the output is piped."""
+    print(line, flush=True)
+
+
+def demo(settings: Settings) -> int:
+    """Load the ten tables from an embedded PostgreSQL with sample data; returns the exit code."""
+    _refuse_other_environments(settings)
+    begin = time.monotonic()
+    rows = sum(counts["rows"] for counts in PLANTED.values())
+    say(
+        f"The demo starts PostgreSQL with {rows:,} sample rows, loads ten bronze tables from it through Dagster and "
+        f"Spark,\nand stops what it started. Everything lies in {settings.home}: about 200 MB. Memory: up to 3 GB."
+    )
+    _mark(settings.home)
+    settings = dataclasses.replace(settings, source_url=_embedded_url(settings))
+    with postgres.running(settings, say) as url:
+        ensure_sample_data(url, say)
+        # Imported late: Dagster and pandera take seconds, and the lines above should not wait for them.
+        from bronze_assets.orchestration.launch import load_current
+
+        outcomes = load_current(settings, say)
+    lines = [line_of(outcome) for outcome in outcomes]
+    print()
+    print(render(lines, lake=settings.lake, seconds=time.monotonic() - begin, colour=sys.stdout.isatty()), flush=True)
+    return 1 if any(line.error is not None for line in lines) else 0
+
+
+def ui(settings: Settings) -> int:
+    """Serve Dagster's UI until Ctrl-C, beside the home's embedded server if it has one; returns the exit code."""
+    _refuse_other_environments(settings)
+    if not (_CHECKOUT / "workspace.yaml").is_file():
+        raise SettingsError(f"{_CHECKOUT} holds no workspace.yaml.", "run from a checkout of the project.")
+    _mark(settings.home)
+    process = _running_ui(settings)
+    if process is not None:
+        raise SettingsError(
+            f"The UI of {settings.home} runs already (process {process.pid}).", "use that one, or end it first."
+        )
+    from bronze_assets.orchestration.launch import prepare_dagster_home
+
+    os.environ["DAGSTER_HOME"] = str(prepare_dagster_home(settings))
+    # The child runs in the checkout, where a relative path would mean something else.
+    os.environ["BRONZE_HOME"] = str(settings.home)
+    os.environ["BRONZE_LAKE"] = str(settings.lake)
+    embedded = settings.source_url == _embedded_url(settings)
+    if embedded and not (settings.home / "postgres").is_dir():
+        say("No source yet: `make demo` makes one with sample data, or set BRONZE_SOURCE_URL.")
+        embedded = False
+    with (
+        postgres.running(settings, say) if embedded else contextlib.nullcontext(),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        port = postgres.free_port(UI_PORT)
+        if port != UI_PORT:
+            say(f"Port {UI_PORT} is taken; the UI gets port {port} instead.")
+        say(f"Dagster's UI: http://127.0.0.1:{port} in a few seconds. Ctrl-C ends it.")
+        with _dagster(settings, port) as child:
+            return child.wait()
+    return 0
+
+
+def clean(settings: Settings) -> int:
+    """Stop the home's UI and server and remove the home; returns the exit code."""
+    process = _running_ui(settings)
+    if process is not None:
+        _end(process)
+        say("Stopped the UI.")
+    if not settings.home.is_dir():
+        say(f"There is no {settings.home}; nothing to remove.")
+        return 0
+    if postgres.stop(settings):
+        say("Stopped PostgreSQL.")
+    if not _is_ours(settings.home):
+        raise SettingsError(
+            f"{settings.home} holds other things than what was made here, so it is not removed.",
+            "remove its folders lake, postgres, dagster, jars, java and spark yourself, or check BRONZE_HOME.",
+        )
+    postgres.remove(settings)
+    shutil.rmtree(settings.home)
+    say(f"Removed {settings.home}.")
+    if settings.home not in settings.lake.parents and settings.lake.is_dir():
+        say(f"The lake {settings.lake} lies outside of it and was left alone.")
+    return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _refuse_other_environments(settings: Settings) -> None:
+    if settings.environment is not Environment.LOCAL:
+        raise SettingsError(
+            f"BRONZE_ENV={settings.environment} has no demo and no local UI.", "unset BRONZE_ENV, or set it to local."
+        )
+
+
+def _embedded_url(settings: Settings) -> str:
+    return f"file:{settings.home / 'postgres' / 'source_url'}"
+
+
+def _mark(home: Path) -> None:
+    """Make the home, and mark it as ours if nothing else lies in it."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if _is_ours(home):
+            (home / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(
+            f"BRONZE_HOME={home} cannot be written ({error.strerror}).", "name a folder that can be."
+        ) from None
+
+
+def _is_ours(home: Path) -> bool:
+    return (home / _MARKER).is_file() or all(path.name in _PARTS for path in home.iterdir())
+
+
+@contextlib.contextmanager
+def _dagster(settings: Settings, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`dagster dev` as a child that ends, with all runs it started, when the block does."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+        cwd=_CHECKOUT,
+        # Ctrl-C comes to this process alone, which then ends the others in order.
+        start_new_session=True,
+        # In a background job SIGINT is ignored, a child inherits that, and Dagster could not be ended in order.
+        preexec_fn=_default_sigint,
+    )
+    process = psutil.Process(child.pid)
+    note = settings.home / "ui.json"
+    try:
+        note.write_text(json.dumps({"pid": child.pid, "created": process.create_time()}), encoding="utf-8")
+        yield child
+    finally:
+        with postgres.uninterrupted():
+            _end(process)
+            child.wait()
+            note.unlink(missing_ok=True)
+
+
+def _default_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _running_ui(settings: Settings) -> psutil.Process | None:
+    """The home's `dagster dev`, if it runs: its process id alone may belong to anybody by now."""
+    try:
+        note = json.loads((settings.home / "ui.json").read_text(encoding="utf-8"))
+        process = psutil.Process(int(note["pid"]))
+        same = abs(process.create_time() - float(note["created"])) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+    return process if same else None
+
+
+def _end(process: psutil.Process) -> None:
+    """End the process and all below it: politely, then not."""
+    try:
+        # Before the signal: children of a dead process can no longer be told from others.
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGINT)
+    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+    for stubborn in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stubborn.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

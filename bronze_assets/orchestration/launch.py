@@ -1,0 +1,185 @@
+"""Runs started from this process: Dagster's home, and the load of every table's current partition in one JVM."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import psutil
+
+from bronze_assets.audit import LoadRecord, safe_message
+from bronze_assets.catalog import TABLES
+from bronze_assets.definitions import build_definitions
+from bronze_assets.errors import SchemaMismatch, SettingsError
+from bronze_assets.load import Workbench, current_partition
+from bronze_assets.orchestration.assets import TRIGGER_TAG
+from bronze_assets.orchestration.checks import SCHEMA, failed_checks
+from bronze_assets.orchestration.jobs import initial_loads
+from bronze_assets.orchestration.resources import Loader
+from bronze_assets.settings import Settings
+from bronze_assets.table import BronzeTable
+
+PROCESS_TAG = "bronze/process"
+
+_CHECKOUT = Path(__file__).parents[2]
+_HOME_IN_CHECKOUT = ".bronze/dagster"
+
+
+@dataclass(frozen=True)
+class LoadOutcome:
+    """How the load of one table ended.
+
+    Attributes:
+        table: name of the bronze table.
+        record: what the load did; None if it failed.
+        failed_checks: names of the asset checks that failed.
+        error: why the load failed, in the user's words; None if it did not.
+    """
+
+    table: str
+    record: LoadRecord | None
+    failed_checks: tuple[str, ...]
+    error: str | None
+
+
+def prepare_dagster_home(settings: Settings) -> Path:
+    """Make Dagster's home of these settings: the checkout's `dagster.yaml`, with this home's own path.
+
+    Runs that a killed process left behind are closed, or they would keep their tables' pools.
+
+    Returns:
+        The folder for `DAGSTER_HOME`.
+
+    Raises:
+        SettingsError: the folder cannot be written, or this is not a checkout.
+    """
+    home = settings.dagster_home
+    template = _CHECKOUT / "dagster.yaml"
+    try:
+        text = template.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(
+            f"{template} cannot be read ({error.strerror}).", "run from a checkout of the project."
+        ) from None
+    # A JSON string is a YAML string: the path may hold blanks, colons or quotes.
+    text = text.replace(f'"{_HOME_IN_CHECKOUT}/storage"', json.dumps(str(home / "storage")))
+    text = text.replace(f'"{_HOME_IN_CHECKOUT}"', json.dumps(str(home)))
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        unfinished = home / f"dagster.yaml.{os.getpid()}"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(home / "dagster.yaml")
+    except OSError as error:
+        raise SettingsError(
+            f"{home} cannot be written ({error.strerror}).", "choose another folder with BRONZE_HOME."
+        ) from None
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        _close_dead_runs(instance)
+    return home
+
+
+def load_current(
+    settings: Settings, say: Callable[[str], None], tables: Sequence[BronzeTable] = TABLES
+) -> list[LoadOutcome]:
+    """Materialise the current partition of each table through Dagster, in this process.
+
+    One Spark session and one source snapshot serve all tables. The runs are kept in the instance of
+    `settings.dagster_home`. A table that fails does not stop the others.
+
+    Args:
+        settings: where the source, the lake and Dagster's home are.
+        say: takes a line of progress.
+        tables: what to load.
+
+    Returns:
+        One outcome for each table, in the order of `tables`.
+
+    Raises:
+        SettingsError: Dagster's home cannot be made, or the first partition has not begun.
+        KeyboardInterrupt: the user stopped it; the run is marked as failed.
+    """
+    # One moment for both jobs, or a midnight between them would split the load.
+    now = dt.datetime.now(dt.UTC)
+    if now.date() < settings.start_date:
+        raise SettingsError(
+            f"BRONZE_START_DATE={settings.start_date} lies in the future.", "set it to a day that has begun."
+        )
+    home = prepare_dagster_home(settings)
+    ends: dict[str, LoadRecord | Exception] = {}
+
+    def listen(table: BronzeTable, end: LoadRecord | Exception) -> None:
+        ends[table.name] = end
+        say(f"{table.name}: {safe_message(end) if isinstance(end, Exception) else _summary(end)}")
+
+    definitions = build_definitions(settings, tables)
+    tags = {TRIGGER_TAG: "cli", PROCESS_TAG: _process()}
+    with (
+        dg.DagsterInstance.from_config(str(home)) as instance,
+        Workbench.open(settings, say=say) as bench,
+    ):
+        for job in initial_loads(tables):
+            result = definitions.resolve_job_def(job.name).execute_in_process(
+                instance=instance,
+                partition_key=current_partition(job.cadence, now),
+                tags=tags,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                resources={"loader": Loader(bench, listen)},
+                raise_on_error=False,
+            )
+            if _interrupted(result):
+                raise KeyboardInterrupt
+    return [_outcome(table, ends.get(table.name)) for table in tables]
+
+
+def _outcome(table: BronzeTable, end: LoadRecord | Exception | None) -> LoadOutcome:
+    if isinstance(end, LoadRecord):
+        return LoadOutcome(table.name, end, failed_checks(table, end), None)
+    if end is None:
+        return LoadOutcome(table.name, None, (), "the load did not start; Dagster's run log says why.")
+    failed = (SCHEMA,) if isinstance(end, SchemaMismatch) else ()
+    return LoadOutcome(table.name, None, failed, safe_message(end))
+
+
+def _summary(record: LoadRecord) -> str:
+    counts = [f"read {record.read:,}", f"loaded {record.loaded:,}"]
+    for name in ("quarantined", "duplicates", "unchanged", "erased", "deleted"):
+        if count := getattr(record, name):
+            counts.append(f"{name} {count:,}")
+    return f"{', '.join(counts)}, {record.seconds:.1f} s"
+
+
+def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    # Without raise_on_error, Dagster ends the run on Ctrl-C and returns as if nothing had happened.
+    for event in result.all_events:
+        if event.event_type is dg.DagsterEventType.RUN_FAILURE:
+            reason = event.job_failure_data.failure_reason
+            return reason is not None and reason.name == "UNEXPECTED_TERMINATION"
+    return False
+
+
+def _process(pid: int | None = None) -> str:
+    # With its moment of birth, since numbers of processes come again.
+    process = psutil.Process(pid)
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
+
+
+def _close_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Mark as failed what a process of this machine started here and left unfinished when it was killed."""
+    unfinished = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished, tags={TRIGGER_TAG: "cli"})):
+        host, _, number = run.tags.get(PROCESS_TAG, "").partition(":")
+        pid, _, _ = number.partition(":")
+        if host != socket.gethostname() or not pid.isdigit():
+            continue
+        try:
+            alive = _process(int(pid)) == run.tags[PROCESS_TAG]
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            instance.report_run_failed(run, f"Process {pid}, which executed this run, is gone.")

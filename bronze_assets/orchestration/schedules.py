@@ -1,0 +1,61 @@
+"""When the tables are loaded. Each tick asks for the partition in progress."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+
+import dagster as dg
+
+from bronze_assets.load import current_partition
+from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG
+from bronze_assets.orchestration.jobs import LoadJob
+from bronze_assets.settings import Environment, Settings
+from bronze_assets.table import SOURCE_SYSTEM, Cadence
+
+CRON: Mapping[Cadence, str] = {
+    # Until their changes are captured, streaming tables are compared with a snapshot often enough to stay fresh.
+    Cadence.STREAMING: "*/15 * * * *",
+    Cadence.HOURLY: "0 * * * *",
+    Cadence.DAILY: "0 0 * * *",
+}
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
+    """The schedule of a cadence's job: running where the environment is local, stopped elsewhere."""
+
+    @dg.schedule(
+        name=f"{job.name}_schedule",
+        job_name=job.name,
+        cron_schedule=CRON[job.cadence],
+        execution_timezone="UTC",
+        description=f"Loads the partition in progress of the {job.cadence.value} tables.",
+        default_status=(
+            dg.DefaultScheduleStatus.RUNNING
+            if settings.environment is Environment.LOCAL
+            else dg.DefaultScheduleStatus.STOPPED
+        ),
+    )
+    def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        now = dt.datetime.now(dt.UTC)
+        if now.date() < settings.start_date:
+            return dg.SkipReason(f"The first partition begins on {settings.start_date}.")
+        asked = current_partition(job.cadence, context.scheduled_execution_time.astimezone(dt.UTC))
+        current = current_partition(job.cadence, now)
+        # A tick caught up late: what the source holds now must not be loaded under a past name.
+        if asked != current:
+            return dg.SkipReason(f"Partition {asked} is not in progress; the next tick loads {current}.")
+        filters = dg.RunsFilter(job_name=job.name, statuses=_UNFINISHED)
+        for run in context.instance.get_runs(filters=filters, limit=1):
+            return dg.SkipReason(f"Run {run.run_id} of {job.name} has not ended.")
+        return dg.RunRequest(partition_key=asked, tags={SOURCE_TAG: SOURCE_SYSTEM, TRIGGER_TAG: "schedule"})
+
+    return tick

@@ -1,0 +1,147 @@
+"""What the tests share: temporary homes, one Spark session, one PostgreSQL server with a fresh database for each test."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+from psycopg2 import sql
+
+from bronze_assets import engine
+from bronze_assets.demo import generate, postgres
+from bronze_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+    from pyspark.sql import SparkSession
+
+CHECKOUT = Path(__file__).parents[1]
+
+_numbers = itertools.count(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """The test run's PostgreSQL."""
+
+    settings: Settings
+    url: str
+    admin_url: str
+
+    def make_database(self, template: str = "template0") -> str:
+        """A new database owned by the role `bronze`, as a copy of the template; returns its URL."""
+        name = f"test_{next(_numbers)}"
+        with postgres.connect(self.admin_url) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                # A copy of files: faster than the default, which logs every page.
+                sql.SQL("create database {} owner {} template {} strategy file_copy").format(
+                    sql.Identifier(name), sql.Identifier(postgres.ROLE), sql.Identifier(template)
+                )
+            )
+        return database_url(self.url, name)
+
+    def drop_database(self, url: str) -> None:
+        """Remove that database, whoever is connected to it."""
+        with postgres.connect(self.admin_url) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                sql.SQL("drop database if exists {} with (force)").format(
+                    sql.Identifier(urlsplit(url).path.lstrip("/"))
+                )
+            )
+
+
+def database_url(url: str, database: str) -> str:
+    """The URL of another database on the same server, for the same role."""
+    return urlsplit(url)._replace(path=f"/{database}").geturl()
+
+
+def settings_for(home: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings of that home: none of the caller's own `BRONZE_…` variables reach a test."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("BRONZE_")}
+    return Settings.from_environment({**inherited, "BRONZE_HOME": str(home), **(environ or {})})
+
+
+@pytest.fixture(scope="session")
+def session_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of the home in which the session-wide server and Spark session live."""
+    return settings_for(tmp_path_factory.mktemp("shared home"))
+
+
+@pytest.fixture(scope="session")
+def jars() -> Path:
+    """A folder with the pinned jars: downloaded once for all test runs of this checkout."""
+    default = settings_for(CHECKOUT / ".bronze", {k: v for k, v in os.environ.items() if k == "BRONZE_JARS"})
+    return engine.ensure_jars(default, print)[0].parent
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A BRONZE_HOME of its own, with a space in its path."""
+    return tmp_path / "bronze home"
+
+
+@pytest.fixture
+def settings(home: Path, jars: Path, request: pytest.FixtureRequest) -> Settings:
+    """Settings of `home`; its source is `source_url`, when the test asks for that fixture too."""
+    own = settings_for(home, {"BRONZE_JARS": str(jars)})
+    if "source_url" in request.fixturenames:
+        return dataclasses.replace(own, source_url=request.getfixturevalue("source_url"))
+    return own
+
+
+@pytest.fixture(scope="session")
+def spark(session_settings: Settings, jars: Path) -> Iterator[SparkSession]:
+    """The one Spark session of the test run."""
+    session = engine.start_session(dataclasses.replace(session_settings, jars=jars))
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def server(session_settings: Settings) -> Iterator[Server]:
+    """An embedded PostgreSQL, stopped and removed at the end."""
+    try:
+        url = postgres.start(session_settings, print)
+        folder = session_settings.home / "postgres"
+        yield Server(session_settings, url, (folder / "admin_url").read_text(encoding="utf-8"))
+    finally:
+        postgres.remove(session_settings)
+
+
+@pytest.fixture(scope="session")
+def sample_template(server: Server) -> str:
+    """Name of a database with the demo's sample data at a hundredth of its size, to copy from."""
+    url = server.make_database()
+    with postgres.connect(url) as connection:
+        generate.generate(connection, scale=0.01)
+    return urlsplit(url).path.lstrip("/")
+
+
+@pytest.fixture
+def source_url(server: Server) -> Iterator[str]:
+    """URL of a fresh, empty database."""
+    url = server.make_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def sample_url(server: Server, sample_template: str) -> Iterator[str]:
+    """URL of a fresh database with a hundredth of the sample data."""
+    url = server.make_database(sample_template)
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def source(source_url: str) -> Iterator[Connection]:
+    """An autocommitting connection to the database of `source_url`."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(postgres.connect(source_url))

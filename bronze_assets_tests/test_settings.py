@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from bronze_assets.errors import SettingsError
+from bronze_assets.settings import Environment, Settings, resolve_secret
+
+
+def test_without_any_variable_everything_lies_under_dot_bronze() -> None:
+    settings = Settings.from_environment({})
+
+    home = Path(".bronze").absolute()
+    assert settings.environment is Environment.LOCAL
+    assert settings.home == home
+    assert settings.lake == home / "lake"
+    assert settings.dagster_home == home / "dagster"
+    assert settings.source_url == f"file:{home}/postgres/source_url"
+    assert settings.start_date == dt.date(2026, 1, 1)
+
+
+def test_variables_override_the_defaults(tmp_path: Path) -> None:
+    settings = Settings.from_environment(
+        {
+            "BRONZE_HOME": str(tmp_path),
+            "BRONZE_LAKE": str(tmp_path / "a lake"),
+            "BRONZE_START_DATE": "2026-02-03",
+            "BRONZE_TIME_ZONE": "Europe/Berlin",
+            "BRONZE_READ_CONNECTIONS": "7",
+        }
+    )
+
+    assert settings.lake == tmp_path / "a lake"
+    assert settings.start_date == dt.date(2026, 2, 3)
+    assert settings.business_time_zone == "Europe/Berlin"
+    assert settings.read_connections == 7
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BRONZE_ENV", "production"),
+        ("BRONZE_LAKE", "s3://bucket/lake"),
+        ("BRONZE_TIME_ZONE", "Mars/Olympus"),
+        ("BRONZE_START_DATE", "01.02.2026"),
+        ("BRONZE_READ_CONNECTIONS", "0"),
+        ("BRONZE_RANGE_ROWS", "many"),
+    ],
+)
+def test_a_malformed_variable_is_named_with_its_value_and_a_fix(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{variable}='{value}'.* Fix: "):
+        Settings.from_environment({variable: value})
+
+
+def test_neither_the_source_nor_the_mirror_shows_in_the_settings_text() -> None:
+    settings = Settings.from_environment(
+        {
+            "BRONZE_SOURCE_URL": "postgresql://user:hunter2@db/DE",
+            "BRONZE_MAVEN_MIRROR": "https://user:hunter2@mirror/maven2",
+        }
+    )
+
+    assert "hunter2" not in repr(settings)
+
+
+def test_requests_bundle_counts_where_openssls_is_not_set() -> None:
+    assert Settings.from_environment({"REQUESTS_CA_BUNDLE": "/a.pem"}).ca_bundle == Path("/a.pem")
+    both = {"REQUESTS_CA_BUNDLE": "/a.pem", "SSL_CERT_FILE": "/b.pem"}
+    assert Settings.from_environment(both).ca_bundle == Path("/b.pem")
+
+
+def test_a_secret_is_itself_or_the_stripped_text_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2\n", encoding="utf-8")
+
+    assert resolve_secret("hunter2", meaning="X") == "hunter2"
+    assert resolve_secret(f"file:{tmp_path}/secret", meaning="X") == "hunter2"
+    assert resolve_secret(f"file://{tmp_path}/secret", meaning="X") == "hunter2"
+
+
+def test_a_secret_file_that_is_missing_empty_or_binary_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n", encoding="utf-8")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+
+    for name, reason in (("missing", "No such file"), ("empty", "empty"), ("binary", "not UTF-8")):
+        with pytest.raises(SettingsError, match=f"BRONZE_SOURCE_URL points to .*{name}.*{reason}"):
+            resolve_secret(f"file:{tmp_path / name}", meaning="BRONZE_SOURCE_URL")
