@@ -21,7 +21,7 @@ STAMP = os.path.join(VENV, "bronze-installed")
 INPUTS = ("pyproject.toml", "constraints.txt", "setup.py")
 EXTRAS = ["demo", "dev"]
 # Measured with the versions of constraints.txt; said before anything is downloaded.
-DOWNLOAD_MB, DISK_MB, JAVA_DOWNLOAD_MB, JAVA_DISK_MB, JARS_MB, HOME_MB, MEMORY_GB = 670, 1400, 35, 105, 11, 200, 3
+DOWNLOAD_MB, DISK_MB, JAVA_DOWNLOAD_MB, JAVA_DISK_MB, JARS_MB, HOME_MB, MEMORY_GB = 670, 1400, 35, 105, 11, 150, 3
 
 
 def main():
@@ -111,14 +111,16 @@ def announce(java):
 def make_venv(python):
     # type: (str) -> tuple[str, str] | None
     """Make the environment with the first tool that can; returns what is wrong and the fix, or None."""
-    attempts = [[python, "-m", "venv", "--clear", VENV]]
+    attempts = [[python, "-m", "venv", VENV]]
     uv, virtualenv = shutil.which("uv"), shutil.which("virtualenv")
     if uv:
-        attempts.append([uv, "venv", "--seed", "--clear", "--python", python, VENV])
+        attempts.append([uv, "venv", "--seed", "--python", python, VENV])
     if virtualenv:
-        attempts.append([virtualenv, "--quiet", "--clear", "--python", python, VENV])
-    attempts.append([python, "-m", "virtualenv", "--quiet", "--clear", VENV])
+        attempts.append([virtualenv, "--quiet", "--python", python, VENV])
+    attempts.append([python, "-m", "virtualenv", "--quiet", VENV])
     for command in attempts:
+        # What a failed attempt left would be in the way of the next.
+        shutil.rmtree(VENV, ignore_errors=True)
         if quiet(command) == 0 and quiet([PYTHON, "-m", "pip", "--version"]) == 0:
             return None
     version = "%d.%d" % sys.version_info[:2] if python == sys.executable else os.path.basename(python)[len("python") :]
@@ -158,7 +160,7 @@ def install(extras):
             elif line.startswith("Building wheels for"):
                 print("  %3d s  building %s" % (seconds, line.partition(": ")[2]), flush=True)
             elif line.startswith("Installing collected packages"):
-                print("  %3d s  unpacking %d packages" % (seconds, line.count(",") + 1), flush=True)
+                print("  %3d s  unpacking (%d)" % (seconds, line.count(",") + 1), flush=True)
     if process.returncode == 0:
         return None
     return "pip could not install the dependencies:\n  " + "\n  ".join(last)

@@ -230,7 +230,7 @@ def _holds(column: Column, check: str, arguments: Mapping[str, Any], today: date
     a = dict(arguments)
 
     def literal(name: str) -> SparkColumn:
-        return F.lit(a[name]).cast(column.type)
+        return F.lit(a[name])
 
     match check:
         case "equal_to":
@@ -277,6 +277,8 @@ def _holds(column: Column, check: str, arguments: Mapping[str, Any], today: date
 
 def _expected(name: str, check: str, arguments: Mapping[str, Any]) -> str:
     a = {key: getattr(value, "pattern", value) for key, value in arguments.items()}
+    # The words enter `fingerprint`: a set's own order differs from process to process.
+    a = {key: sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value for key, value in a.items()}
     match check:
         case "equal_to":
             return f"{name} = {a['value']}"

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Any, cast
 
 import pandera.pyspark as pa
-from pandera.api.extensions import register_check_method
+from pandera.api.checks import Check
 from pandera.api.pyspark.types import PysparkDataframeColumnObject
+from pandera.errors import SchemaInitError
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -96,17 +97,24 @@ def column(
         added: the column came after the table's first load: it enters `record_hash` only when not NULL, with its name,
             so that the hashes of older rows stay as they are.
         checks: pandera checks, e.g. `ge=0`, `str_matches="^x"`, `not_in_future=True`, and `dtype_kwargs`.
+
+    Raises:
+        DeclarationError: pandera knows no such check, or not with such arguments.
     """
-    return pa.Field(
-        nullable=not key,
-        description=description,
-        metadata={"key": key, "pii": pii, "impact": impact, "quarantine": quarantine, "added": added},
-        **checks,
-    )
+    try:
+        return pa.Field(
+            nullable=not key,
+            description=description,
+            metadata={"key": key, "pii": pii, "impact": impact, "quarantine": quarantine, "added": added},
+            **checks,
+        )
+    except (SchemaInitError, TypeError, ValueError) as error:
+        raise DeclarationError(
+            f"the column {description!r} cannot state {checks} ({error}).", "use pandera's checks for PySpark."
+        ) from error
 
 
-@register_check_method(statistics=["enabled"], supported_types=DataFrame)  # type: ignore[untyped-decorator]
-def not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
+def _not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
     """Pandera's own verdict on `not_in_future`: no date lies after today in the session's business time zone."""
     if not enabled:
         return True
@@ -114,6 +122,15 @@ def not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
     today = F.to_date(F.from_utc_timestamp(F.to_utc_timestamp(F.current_timestamp(), F.current_timezone()), zone))
     frame = cast(DataFrame, data.dataframe)
     return frame.where(F.col(data.column_name) > today).limit(1).count() == 0
+
+
+def _not_in_future_check(enabled: bool, **options: Any) -> Check:
+    name = "not_in_future"
+    return Check(_not_in_future, name=name, error=f"{name}({enabled})", enabled=enabled, **options)
+
+
+# Not pandera's register_check_method: a check made by that is called without the name of its column.
+Check.REGISTERED_CUSTOM_CHECKS["not_in_future"] = _not_in_future_check
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,8 @@ SUPPORTED_CHECKS = frozenset(
         "not_in_future",
     }
 )
+
+_ORDERED = (T.IntegerType, T.LongType, T.DecimalType, T.DateType, T.TimestampType)
 
 
 @dataclass(frozen=True)
@@ -250,14 +269,19 @@ class BronzeTable:
     def columns(self) -> tuple[Column, ...]:
         """The declared source columns, in order."""
         try:
-            columns = self.model.to_schema().columns
+            schema = self.model.to_schema()
         except Exception as error:
             raise self._error(
                 f"pandera cannot read the model {self.model.__name__} ({type(error).__name__}: {error}).",
                 "correct the model.",
             ) from error
+        if schema.checks or schema.unique:
+            raise self._error(
+                f"the model {self.model.__name__} states a check on the whole frame, which cannot be compiled.",
+                "state checks on columns, with column().",
+            )
         built = []
-        for name, spec in columns.items():
+        for name, spec in schema.columns.items():
             meta = spec.metadata or {}
             if "pii" not in meta:
                 raise self._error(f"column {name!r} is not made with column().", "use bronze_assets.table.column.")
@@ -311,6 +335,22 @@ class BronzeTable:
                 raise self._error(
                     f"column {column.name!r} states the check {check!r}, which cannot be compiled.", f"use {known}."
                 )
+            if not isinstance(column.type, _checked_types(check)):
+                raise self._error(
+                    f"column {column.name!r} states the check {check!r}, which a {column.type.simpleString()} has not.",
+                    "correct the type or leave the check out.",
+                )
 
     def _error(self, culprit: str, fix: str) -> DeclarationError:
         return DeclarationError(culprit, fix, table=self.name)
+
+
+def _checked_types(check: str) -> tuple[type[T.DataType], ...]:
+    """The types whose values a check of `SUPPORTED_CHECKS` can judge; pandera knows them too, but only when it runs."""
+    if check.startswith("str_"):
+        return (T.StringType,)
+    if check == "not_in_future":
+        return (T.DateType,)
+    if check in ("equal_to", "not_equal_to"):
+        return SUPPORTED_TYPES
+    return (*_ORDERED, T.StringType) if check in ("isin", "notin") else _ORDERED

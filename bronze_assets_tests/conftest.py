@@ -1,4 +1,4 @@
-"""What the tests share: temporary homes, one Spark session, one PostgreSQL server with a fresh database for each test."""
+"""What the tests share: temporary homes, one Spark session, one PostgreSQL server with a fresh database per test."""
 
 from __future__ import annotations
 

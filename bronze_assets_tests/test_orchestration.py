@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+import bronze_assets
 from bronze_assets import audit
 from bronze_assets.audit import LoadRecord, RuleCount
 from bronze_assets.catalog import TABLES
@@ -99,14 +101,21 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def instance(tmp_path: Path) -> Any:
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance on disk, which schedules want."""
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         yield instance
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets_module, "RETRY_POLICY", dg.RetryPolicy(max_retries=3, delay=0.01))
+    monkeypatch.setattr(assets_module, "RETRY_POLICY", assets_module.RETRY_POLICY._replace(delay=0.01))
 
 
 def materialise(
@@ -207,7 +216,10 @@ class TestGraph:
             definition = defs.resolve_assets_def(assets_module.asset_key(table))
             assert definition.backfill_policy == dg.BackfillPolicy.single_run()
             assert definition.op.pool == f"load_{table.name}"
-            assert definition.op.retry_policy is assets_module.RETRY_POLICY
+            assert definition.op.retry_policy is None, "Dagster's own would retry an interrupted load"
+        policy = assets_module.RETRY_POLICY
+        assert (policy.max_retries, policy.backoff) == (3, dg.Backoff.EXPONENTIAL)
+        assert policy.jitter is not None
 
     @pytest.mark.parametrize(
         ("name", "warn", "fail"),
@@ -253,6 +265,16 @@ class TestGraph:
             [sys.executable, "-c", code], check=True, timeout=120, env={"BRONZE_HOME": str(tmp_path / "home")}
         )
         assert not (tmp_path / "home").exists()
+
+
+def test_only_the_wiring_and_the_orchestration_import_dagster() -> None:
+    package = Path(bronze_assets.__file__).parent
+    importing = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) dagster\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert {name for name in importing if not name.startswith("orchestration/")} == {"definitions.py"}
 
 
 def spec_of(name: str, settings: Settings) -> dg.AssetSpec:
@@ -574,35 +596,35 @@ class TestJobsAndSchedules:
 
     @pytest.mark.parametrize("name", ["load_streaming_tables", "load_daily_tables", "load_hourly_tables"])
     def test_a_tick_asks_for_the_partition_in_progress(
-        self, name: str, settings: Settings, instance: dg.DagsterInstance
+        self, name: str, settings: Settings, kept: dg.DagsterInstance
     ) -> None:
         now = dt.datetime.now(dt.UTC)
-        (request,) = tick(name, settings, instance, now).run_requests or []
+        (request,) = tick(name, settings, kept, now).run_requests or []
         cadence = Cadence.HOURLY if name == "load_hourly_tables" else Cadence.DAILY
         assert request.partition_key == current_partition(cadence, now)
         assert request.tags["bronze/trigger"] == "schedule"
         assert request.tags["bronze/source"] == "PostgreSQL_DE"
 
     def test_a_tick_of_yesterday_that_comes_late_loads_nothing(
-        self, settings: Settings, instance: dg.DagsterInstance
+        self, settings: Settings, kept: dg.DagsterInstance
     ) -> None:
-        data = tick("load_daily_tables", settings, instance, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
+        data = tick("load_daily_tables", settings, kept, dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
         assert not data.run_requests
         assert "not in progress" in (data.skip_message or "")
 
-    def test_a_tick_waits_for_the_run_before_it(self, settings: Settings, instance: dg.DagsterInstance) -> None:
+    def test_a_tick_waits_for_the_run_before_it(self, settings: Settings, kept: dg.DagsterInstance) -> None:
         defs = build_definitions(settings, TABLES)
-        run = instance.create_run_for_job(defs.resolve_job_def("load_streaming_tables"))
-        data = tick("load_streaming_tables", settings, instance, dt.datetime.now(dt.UTC))
+        run = kept.create_run_for_job(defs.resolve_job_def("load_streaming_tables"))
+        data = tick("load_streaming_tables", settings, kept, dt.datetime.now(dt.UTC))
         assert not data.run_requests
         assert run.run_id in (data.skip_message or "")
 
     def test_before_the_first_partition_nothing_is_asked_for(
-        self, settings: Settings, instance: dg.DagsterInstance
+        self, settings: Settings, kept: dg.DagsterInstance
     ) -> None:
         now = dt.datetime.now(dt.UTC)
         later = replace(settings, start_date=now.date() + dt.timedelta(days=2))
-        assert not tick("load_daily_tables", later, instance, now).run_requests
+        assert not tick("load_daily_tables", later, kept, now).run_requests
 
 
 def schedules(defs: dg.Definitions) -> list[dg.ScheduleDefinition]:

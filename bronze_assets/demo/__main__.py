@@ -71,7 +71,7 @@ def demo(settings: Settings) -> int:
     rows = sum(counts["rows"] for counts in PLANTED.values())
     say(
         f"The demo starts PostgreSQL with {rows:,} sample rows, loads ten bronze tables from it through Dagster and "
-        f"Spark,\nand stops what it started. Everything lies in {settings.home}: about 200 MB. Memory: up to 3 GB."
+        f"Spark,\nand stops what it started. Everything lies in {settings.home}: about 150 MB. Memory: up to 3 GB."
     )
     _mark(settings.home)
     settings = dataclasses.replace(settings, source_url=_embedded_url(settings))
@@ -223,11 +223,10 @@ def _end(process: psutil.Process) -> None:
         return
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-    for stubborn in alive:
+    for stubborn in postgres.still_alive(family, _STOP_SECONDS):
         with contextlib.suppress(psutil.NoSuchProcess):
             stubborn.kill()
-    psutil.wait_procs(alive, timeout=5)
+    postgres.still_alive(family, 5)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +110,7 @@ def start(settings: Settings, say: Say) -> str:
     with _locked(folder):
         server = _place(settings, folder, say)
         remembered = _remembered_port(server)
-        if _running_pid(server.data) is None:
+        if not _answers(server.data, remembered):
             if not (server.data / "PG_VERSION").is_file():
                 say("Making a PostgreSQL server for the demo.")
                 _initialise(server)
@@ -187,14 +187,10 @@ def _stop(folder: Path) -> bool:
     # What pg_ctl would send: SIGINT is a fast shutdown, SIGQUIT an immediate one (recovered from at the next start).
     process = psutil.Process(pid)
     for number, seconds in ((signal.SIGINT, 30), (signal.SIGQUIT, 10)):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-            process.wait(seconds)
+        if not still_alive([process], seconds):
             return True
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.TimeoutExpired:
-            continue
     raise SourceUnreachable(f"PostgreSQL (process {pid}) does not stop.", f"end it with `kill -9 {pid}`.")
 
 
@@ -417,6 +413,18 @@ def _running_pid(data: Path) -> int | None:
         return None
 
 
+def _answers(data: Path, port: int) -> bool:
+    """Whether the server runs and answers; one that is just starting or just dying is waited for."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while _running_pid(data) is not None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            time.sleep(0.05)
+            if _running_pid(data) is not None:
+                return True
+        time.sleep(0.1)
+    return False
+
+
 def _remembered_port(server: _Server) -> int:
     # The pid file first: a start that was killed may have left the URLs behind it.
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -425,6 +433,23 @@ def _remembered_port(server: _Server) -> int:
     with contextlib.suppress(OSError, ValueError):
         return urlsplit(server.admin_url.read_text(encoding="utf-8")).port or PREFERRED_PORT
     return PREFERRED_PORT
+
+
+def still_alive(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those of the processes that have not ended after that time.
+
+    One that waits to be reaped has ended: in a container, nobody may ever reap it.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = []
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.02)
 
 
 def free_port(preferred: int) -> int:

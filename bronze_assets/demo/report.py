@@ -147,7 +147,7 @@ def render(
         "",
         f"The tables   {lake / schema}",
         "The UI       make ui",
-        f"Start over   {'make clean' if not failed else 'fix the above, then run the same command again'}",
+        "Start over   make clean",
     ]
     return "\n".join(text)
 

@@ -31,6 +31,8 @@ SOURCE_TAG = "bronze/source"
 CADENCE_TAG = "bronze/cadence"
 
 RETRY_POLICY = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""How a retryable error is tried again. Not given to Dagster as the assets' policy: it would also try again what
+somebody stopped, with Ctrl-C or in the UI."""
 
 EventOrResult = (
     dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckResult | dg.Output[None]
@@ -155,7 +157,6 @@ def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition
         backfill_policy=dg.BackfillPolicy.single_run(),
         freshness_policy=freshness_policy(table.cadence),
         check_specs=check_specs(table, key),
-        retry_policy=RETRY_POLICY,
         pool=f"load_{table.name}",
         # A dry run ends well and materialises nothing.
         output_required=False,
@@ -184,7 +185,7 @@ def _materialise(
                 yield dg.AssetMaterialization(key, partition=done, metadata=record_metadata(kept))
             if isinstance(error, SchemaMismatch):
                 yield schema_mismatch(key, partition, error)
-            raise _as_dagster_wants(error, partition) from error
+            raise _as_dagster_wants(error, partition, context.retry_number) from error
         if record.dry_run:
             yield _observation(key, table, partition, record)
             continue
@@ -210,10 +211,10 @@ def _materialise(
     yield dg.MaterializeResult(asset_key=key, check_results=check_results(table, key, records))
 
 
-def _as_dagster_wants(error: Exception, partition: str) -> Exception:
-    """The error as it is when a retry may help, else one that the retry policy leaves alone."""
-    if isinstance(error, BronzeError) and error.retryable:
-        return error
+def _as_dagster_wants(error: Exception, partition: str, retry_number: int) -> Exception:
+    """A request for a retry where one may help, else a failure that is final."""
+    if isinstance(error, BronzeError) and error.retryable and retry_number < RETRY_POLICY.max_retries:
+        return dg.RetryRequested(RETRY_POLICY.max_retries, RETRY_POLICY.calculate_delay(retry_number + 1))
     return dg.Failure(
         description=audit.safe_message(error),
         metadata={"partition": partition, "error": type(error).__name__},

@@ -13,24 +13,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import psycopg2
-from pyspark.errors import PySparkException
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
+from bronze_assets.errors import BronzeError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.quality import raw_column
-from bronze_assets.table import BronzeTable
+from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
 
 CONNECT_TIMEOUT_SECONDS = 10
 FETCH_ROWS = 10_000
 PARALLEL_FROM_ROWS = 100_000
 _PASSED_ON = ("sslmode", "sslrootcert", "sslcert", "sslkey")
-_RETRYABLE_FATAL = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection slots")
+_RETRYABLE_FATAL = (
+    "starting up",
+    "shutting down",
+    "recovery mode",
+    "too many",
+    "remaining connection slots",
+    "SSL SYSCALL",
+    "closed unexpectedly",
+)
+_LOST_BY_JDBC = re.compile(
+    r"PSQLException: (?:FATAL: (?:terminating connection|the database system is|sorry, too many|too many connections"
+    r"|remaining connection slots)|An I/O error occurred|The connection attempt failed|This connection has been closed"
+    r"|Connection to \S+ refused)"
+)
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,8 @@ class Snapshot:
         schema, name = table.source.split(".")
         found = self._query(
             "select c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),"
-            " has_table_privilege(c.oid, 'SELECT'), c.relkind, c.reltuples::bigint,"
+            " has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'),"
+            " c.relkind, c.reltuples::bigint,"
             " (select coalesce(sum(pg_relation_size(relid)), 0) from pg_partition_tree(c.oid))::bigint,"
             " c.relkind = 'r' and exists (select from pg_inherits where inhparent = c.oid)"
             " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
@@ -232,7 +245,7 @@ class Snapshot:
         if not readable:
             raise SourceRefused(
                 f"{relation} may not be read by {self._address.user}.",
-                f"GRANT SELECT ON {relation} TO {self._address.user}.",
+                f"GRANT SELECT ON {relation} and USAGE on its schema TO {self._address.user}.",
                 table=table.name,
             )
         columns, extra = self._match_columns(table, oid)
@@ -285,10 +298,13 @@ class Snapshot:
     def read_keys(
         self, session: SparkSession, source: SourceTable, table: BronzeTable, low: Any = None, high: Any = None
     ) -> DataFrame:
-        """The distinct keys at the source; with bounds, only those whose first key column lies in [low, high]."""
+        """The distinct keys at the source; with bounds, only those whose first key column lies in [low, high], if that
+        is an integer or a date.
+        """
         keys = [f"{_expressions(source.columns[c.name], c.type)[0]} as {_quote(c.name)}" for c in table.key]
         first = _quote(source.columns[table.key[0].name].name)
-        condition = "true" if low is None else f"{first} between {_sql_literal(low)} and {_sql_literal(high)}"
+        bounded = low is not None and isinstance(table.key[0].type, (T.IntegerType, T.LongType, T.DateType))
+        condition = f"{first} between {_sql_literal(low)} and {_sql_literal(high)}" if bounded else "true"
         query = f"(select distinct {', '.join(keys)} from {source.relation} where {condition}) as keys"
         return self._jdbc(session, query, {}).select(*(_finish(c.name, c.type).alias(c.name) for c in table.key))
 
@@ -298,7 +314,8 @@ class Snapshot:
         try:
             yield
         except Exception as error:
-            if isinstance(error, PySparkException) and not self.alive():
+            # Of pyspark's or py4j's own type, as the failure of a task is.
+            if not isinstance(error, BronzeError) and (not self.alive() or _LOST_BY_JDBC.search(str(error))):
                 raise self._address.unreachable("the connection was lost while reading.", table.name) from error
             raise
 
@@ -335,15 +352,17 @@ class Snapshot:
     def _condition(self, source: SourceTable, scope: Scope) -> str:
         return "true" if scope.column is None else scope.sql(_quote(source.columns[scope.column].name))
 
-    def _match_columns(
-        self, table: BronzeTable, oid: int
-    ) -> tuple[dict[str, SourceColumn], dict[str, SourceColumn]]:
+    def _match_columns(self, table: BronzeTable, oid: int) -> tuple[dict[str, SourceColumn], dict[str, SourceColumn]]:
         rows = self._query(
-            "select a.attname, coalesce(b.typname, t.typname), a.attnotnull or t.typnotnull,"
-            " case when t.typtype = 'd' then t.typtypmod else a.atttypmod end"
-            " from pg_attribute a join pg_type t on t.oid = a.atttypid left join pg_type b on b.oid = t.typbasetype"
-            " where a.attrelid = %s and a.attnum > 0 and not a.attisdropped order by a.attnum",
-            (oid,),
+            # A domain may be over a domain: down to the type that is none.
+            "with recursive of as (select attnum, atttypid as type, atttypmod as modifier, attnotnull as not_null"
+            " from pg_attribute where attrelid = %s and attnum > 0 and not attisdropped"
+            " union all select of.attnum, t.typbasetype, t.typtypmod, of.not_null or t.typnotnull"
+            " from of join pg_type t on t.oid = of.type where t.typtype = 'd')"
+            " select a.attname, t.typname, of.not_null, of.modifier from of join pg_type t on t.oid = of.type"
+            " join pg_attribute a on a.attrelid = %s and a.attnum = of.attnum"
+            " where t.typtype <> 'd' order by of.attnum",
+            (oid, oid),
             table=table,
         )
         by_name: dict[str, SourceColumn] = {}
@@ -372,11 +391,21 @@ class Snapshot:
                 "restore the column at the source, or change the declaration in the catalog.",
                 table=table.name,
             )
-        declared = {c.name for c in table.columns}
-        return (
-            {name: by_name[name] for name in declared},
-            {_bronze_name(name): column for name, column in by_name.items() if name not in declared},
-        )
+        declared = {c.name: by_name[c.name] for c in table.columns}
+        extra: dict[str, SourceColumn] = {}
+        for name, undeclared in by_name.items():
+            if name in declared:
+                continue
+            bronze = _bronze_name(name)
+            if bronze in {*declared, *extra, *METADATA_COLUMNS, LOAD_DATE} or bronze.startswith("__"):
+                raise SchemaMismatch(
+                    f"source column {undeclared.name!r} would be loaded as {bronze!r}, a name that is taken."
+                    " Nothing was written.",
+                    "rename it at the source.",
+                    table=table.name,
+                )
+            extra[bronze] = undeclared
+        return declared, extra
 
     def _unique(self, oid: int, key: set[str]) -> bool:
         rows = self._query(
@@ -449,7 +478,8 @@ class _Address:
                 password=self._password,
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 application_name="bronze_assets",
-                options="-c DateStyle=ISO -c TimeZone=UTC",
+                # The snapshot's transaction is idle while Spark reads through other connections.
+                options="-c DateStyle=ISO -c TimeZone=UTC -c idle_in_transaction_session_timeout=0",
                 keepalives_idle=30,
                 **dict[str, Any](self.options),
             )
@@ -473,7 +503,7 @@ class _Address:
     def jdbc_options(self) -> dict[str, Any]:
         host = f"[{self.host}]" if ":" in self.host else self.host
         options: dict[str, Any] = {
-            "url": f"jdbc:postgresql://{host}:{self.port}/{self.database}",
+            "url": f"jdbc:postgresql://{host}:{self.port}/{quote(self.database, safe='')}",
             "driver": "org.postgresql.Driver",
             "user": self.user,
             "connectTimeout": CONNECT_TIMEOUT_SECONDS,
@@ -546,9 +576,13 @@ def _expressions(column: SourceColumn, kind: T.DataType) -> tuple[str, str | Non
                 # What the source's own type bounds need not be asked of every row.
                 bounded = column.precision - column.scale <= p - s
                 fits = f"{c} <> 'NaN'" if bounded else f"abs({c}) < 1e{p - s}::numeric"
-            return told_apart(fits, f"{c}::numeric({p},{s})")
+            value, raw = told_apart(fits, c)
+            # Around the whole: JDBC does not see through a `case` to its branch's precision, and would bend the value.
+            return f"({value})::numeric({p},{s})", raw
         case T.DecimalType():
-            return told_apart(f"abs({c}::numeric) < 1e{kind.precision - kind.scale}::numeric", f"{c}::numeric")
+            p, s = kind.precision, kind.scale
+            value, raw = told_apart(f"abs({c}::numeric) < 1e{p - s}::numeric", c)
+            return f"({value})::numeric({p},{s})", raw
         case T.LongType():
             return f"{c}::bigint", None
         case T.IntegerType():
