@@ -37,7 +37,10 @@ def main() -> None:
     settings = Settings.from_environment()
     home = settings.home / "bench"
     settings = dataclasses.replace(
-        settings, home=home, lake=home / "lake", source_url=f"file:{home / 'postgres' / 'source_url'}",
+        settings,
+        home=home,
+        lake=home / "lake",
+        source_url=f"file:{home / 'postgres' / 'source_url'}",
         jars=settings.jars or _jars(settings),
     )
     with _server(settings) as url, Workbench.open(settings, say=print) as bench:

@@ -138,9 +138,7 @@ class BatchLog:
         old = [b.record for b in self.batches if b.done and b.record and b.record.ended <= before]
         return max(old, key=lambda r: r.ended).table_bytes if old else None
 
-    def begin(
-        self, batch_id: str, partition: str, run_id: str, scope: Scope, source_epoch: str
-    ) -> Batch:
+    def begin(self, batch_id: str, partition: str, run_id: str, scope: Scope, source_epoch: str) -> Batch:
         """Record that an attempt at a batch begins, before its first write."""
         before = next((b for b in self.batches if b.id == batch_id), None)
         self._append(

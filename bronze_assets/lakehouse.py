@@ -3,12 +3,14 @@
 Bronze and quarantine rows go through Spark. The small control tables (batches, leases, audit log) and everything that
 only looks at a table's log go through delta-rs, which needs no JVM and takes milliseconds.
 
-Every commit of rows carries `userMetadata = <batch_id>` and is fenced: `txnVersion` is the base version plus one, so
-that a load whose base has been overtaken commits nothing, which its absence from the history then tells.
+Every commit of rows carries `userMetadata = <batch_id>` and is fenced: `txnVersion` is one more than that of the table
+at the base version, so that a load whose base has been overtaken commits nothing, which its absence from the history
+then tells. (Counted in loads and not in table versions: an OPTIMIZE between two bases would let both commit.)
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
+from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -34,6 +37,7 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
+_OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -177,11 +181,14 @@ class Lakehouse:
         Raises:
             StaleBase: another load has committed since `base`; nothing was written.
         """
+        path = str(self.path(table.schema, table.name))
+        loads = f"bronze/{table.name}"
+        before = DeltaTable(path, version=base).transaction_version(loads)
         writer = (
             frame.write.format("delta")
             .option("userMetadata", batch_id)
-            .option("txnAppId", f"bronze/{table.name}")
-            .option("txnVersion", base + 1)
+            .option("txnAppId", loads)
+            .option("txnVersion", 1 if before is None else before + 1)
             .option("mergeSchema", str(new_columns).lower())
         )
         if replace:
@@ -189,9 +196,10 @@ class Lakehouse:
         else:
             writer = writer.mode("append")
         try:
-            writer.save(str(self.path(table.schema, table.name)))
-        except PySparkException as error:
-            if "Concurrent" in str(error.getCondition() or error)[:2000]:
+            writer.save(path)
+        except (PySparkException, Py4JError) as error:
+            # Delta's own exceptions come as py4j's in classic Spark.
+            if _OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
         version = self.committed(table.schema, table.name, batch_id, after=base)
@@ -302,7 +310,7 @@ class Lakehouse:
             columns.append(
                 f"{LOAD_DATE} date generated always as (cast(load_timestamp as date)) comment 'Day of loading.'"
             )
-        statistics = ",".join([*(c.name for c in table.key), "batch_id", "source_position"])
+        statistics = ",".join([*(c.name for c in table.key), "batch_id"])
         return (
             f"create table if not exists {self.identifier(table.schema, table.name)} ({', '.join(columns)}) using delta"
             + (f" partitioned by (`{layout}`)" if layout else "")

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 ACTIVE = "ACTIVE"
 DELETED = "DELETED"
-_OUTCOMES = ("loaded", "quarantined", "duplicates", "unchanged", "deleted")
+# Numbers, since every row's is compared several times.
+_OUTCOMES = {"loaded": 0, "quarantined": 1, "duplicates": 2, "unchanged": 3, "deleted": 4}
 _OUTCOME = "__outcome"
 _READ = "__read"
 _LATEST = "__latest"
@@ -47,7 +48,7 @@ class Options:
 
     Attributes:
         dry_run: read, judge and count, but write nothing.
-        full_compare: compare every value with the latest version of its row, not only the hash.
+        full_compare: compare every value with the latest version of its row, not the hash alone.
         max_rows: refuse, before anything is written, when the source holds more rows than this.
         read_connections: parallel JDBC reads; None takes the settings' number.
     """
@@ -253,7 +254,10 @@ class _Attempt:
         """Finish or give up what earlier loads left; returns the batch of this partition that is to be done again."""
         again = None
         for batch in self.log.unfinished():
-            if not {"stopped", "audited"} & set(batch.events):
+            told = {"stopped", "audited"} & set(batch.events) or audit.has_success(
+                self.bench.lake, self.table, batch.id
+            )
+            if not told:
                 audit.write_failure(
                     self.bench.lake,
                     self.table,
@@ -346,7 +350,7 @@ class _Attempt:
                 if held != record.quarantined:
                     raise ConservationError(
                         f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",
-                        "report this as a defect; the next load does the batch again.",
+                        "report this as a defect; the next load reads the source anew.",
                         table=table.name,
                     )
                 self._stage(batch, "quarantine", record, record.quarantined)
@@ -357,9 +361,7 @@ class _Attempt:
         record = replace(record, ended=max(record.ended, self.bench.clock() if not batch.done else record.ended))
         if "audited" not in batch.events:
             if not audit.has_success(self.bench.lake, self.table, batch.id):
-                audit.write_success(
-                    self.bench.lake, self.table, record, run_id=self.run.id, trigger=self.run.trigger
-                )
+                audit.write_success(self.bench.lake, self.table, record, run_id=self.run.id, trigger=self.run.trigger)
             self.log.note(batch, "audited", run_id=self.run.id)
         self.log.note(batch, "done", run_id=self.run.id, record=record)
         logger.info(
@@ -436,21 +438,18 @@ class _Walk:
         if versions is not None:
             judged, gone = self._with_latest(judged, versions)
             latest = F.col(_LATEST)
+            same = F.col("record_hash") == latest["record_hash"]
             if self.options.full_compare:
                 names = [c.name for c in self.table.columns if not c.key]
-                same = functools.reduce(
-                    operator.and_, (F.col(n).eqNullSafe(latest[n]) for n in names), F.lit(True)
-                )
-            else:
-                same = F.col("record_hash") == latest["record_hash"]
+                same = functools.reduce(operator.and_, (F.col(n).eqNullSafe(latest[n]) for n in names), same)
             unchanged = F.coalesce((latest["record_status"] == ACTIVE) & same, F.lit(False))
         return judged.withColumn(
             _OUTCOME,
-            F.when(F.col(_READ).isNull(), F.when(gone, "deleted"))
-            .when(F.col(quality.QUARANTINED), "quarantined")
-            .when(duplicate, "duplicates")
-            .when(unchanged, "unchanged")
-            .otherwise("loaded"),
+            F.when(F.col(_READ).isNull(), F.when(gone, _OUTCOMES["deleted"]))
+            .when(F.col(quality.QUARANTINED), _OUTCOMES["quarantined"])
+            .when(duplicate, _OUTCOMES["duplicates"])
+            .when(unchanged, _OUTCOMES["unchanged"])
+            .otherwise(_OUTCOMES["loaded"]),
         )
 
     def _with_latest(self, judged: DataFrame, versions: DataFrame) -> tuple[DataFrame, SparkColumn]:
@@ -493,33 +492,45 @@ class _Walk:
 
     def counted(self, outcomes: DataFrame) -> tuple[DataFrame, Observation]:
         """The same rows, and the counts that are known once they have been written."""
-        key = quality.key_text(self.table)
-        read = F.col(_READ).isNotNull()
-
-        counts = [F.count(F.col(_READ)).alias("read")]
-        counts += [F.count_if(F.col(_OUTCOME) == outcome).alias(outcome) for outcome in _OUTCOMES]
-        counts.append(F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"))
-        warned = [
-            F.col(quality.broken_column(rule.name)) for rule in quality.rules(self.table) if not rule.quarantines
+        # Each count costs time for every row: what cannot be (duplicates of a unique key, NULLs in a NOT NULL column,
+        # deletions from an empty table) is not counted.
+        compared = _LATEST in outcomes.columns
+        read = F.col(_READ).isNotNull() if compared else F.lit(True)
+        possible = ["loaded", "quarantined"]
+        possible += [] if self.source.unique else ["duplicates"]
+        possible += ["unchanged", "deleted"] if compared else []
+        counts = [
+            F.count(F.col(_READ)).alias("read"),
+            F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"),
         ]
+        counts += [F.count_if(F.col(_OUTCOME) == _OUTCOMES[outcome]).alias(outcome) for outcome in possible]
+        rules = quality.rules(self.table)
+        warned = [F.col(quality.broken_column(rule.name)) for rule in rules if not rule.quarantines]
         if warned:
             any_warned = functools.reduce(operator.or_, warned) & ~F.col(quality.QUARANTINED)
             counts.append(F.count_if(any_warned).alias("warned"))
-        broken = {rule.name: quality.broken_column(rule.name) for rule in quality.rules(self.table)}
-        for name, column in broken.items():
-            counts.append(F.count_if(F.col(column)).alias(f"broken {name}"))
-            counts.append(F.expr(_examples_sql(f"`{column}`")).alias(f"examples {name}"))
-        counts.append(F.expr(_examples_sql(f"{_OUTCOME} = 'duplicates'")).alias(f"examples {quality.KEY_UNIQUE}"))
-        for declared in self.table.columns:
-            null = quality.is_null(declared.name, outcomes.columns)
-            counts.append(F.count_if(read & null).alias(f"null {declared.name}"))
+        broken = {rule.name: f"`{quality.broken_column(rule.name)}`" for rule in rules}
+        if "duplicates" in possible:
+            broken[quality.KEY_UNIQUE] = f"{_OUTCOME} = {_OUTCOMES['duplicates']}"
+        for name, condition in broken.items():
+            counts.append(F.count_if(F.expr(condition)).alias(f"broken {name}"))
+            counts.append(self._examples(condition).alias(f"examples {name}"))
+        for column in self.table.columns:
+            if not self.source.columns[column.name].not_null:
+                null = quality.is_null(column.name, outcomes.columns)
+                counts.append(F.count_if(read & null).alias(f"null {column.name}"))
         observation = Observation()
-        shown = F.when(F.col(self.keys[0]).isNotNull(), key)
-        return outcomes.withColumn("__key", shown).observe(observation, *counts), observation
+        return outcomes.observe(observation, *counts), observation
+
+    def _examples(self, condition: str) -> SparkColumn:
+        # Ordered by a hash, so that the same rows give the same examples whatever order Spark reads them in.
+        key = "concat_ws(', ', " + ", ".join(f"cast(`{k}` as string)" for k in self.keys) + ")"
+        shown = f"{condition} and `{self.keys[0]}` is not null"
+        return F.expr(f"min_by({key}, case when {shown} then xxhash64({key}) end, {EXAMPLES})")
 
     def versions(self, counted: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
         """The row versions to write: loaded rows, and a bare `DELETED` version of each key that is gone."""
-        deleted = F.col(_OUTCOME) == "deleted"
+        deleted = F.col(_OUTCOME) == _OUTCOMES["deleted"]
         stored = set(counted.columns)
         source = [
             (F.coalesce(F.col(k), F.col(_stored(k))) if _stored(k) in stored else F.col(k)).alias(k) for k in self.keys
@@ -536,7 +547,7 @@ class _Walk:
             "record_hash": F.when(~deleted, F.col("record_hash")),
             "source_position": F.lit(position),
         }
-        return counted.where(F.col(_OUTCOME).isin("loaded", "deleted")).select(
+        return counted.where(F.col(_OUTCOME).isin(_OUTCOMES["loaded"], _OUTCOMES["deleted"])).select(
             *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra
         )
 
@@ -595,7 +606,7 @@ class _Walk:
             rule.name: RuleCount(number(f"broken {rule.name}"), examples(rule.name))
             for rule in quality.rules(self.table)
         }
-        found[quality.KEY_UNIQUE] = RuleCount(number("duplicates"), examples(quality.KEY_UNIQUE))
+        found[quality.KEY_UNIQUE] = RuleCount(number(f"broken {quality.KEY_UNIQUE}"), examples(quality.KEY_UNIQUE))
         return LoadRecord(
             table=self.table.name,
             schema=self.table.schema,
@@ -659,8 +670,3 @@ def _dry_run(
 
 def _stored(key: str) -> str:
     return f"__stored_{key}"
-
-
-def _examples_sql(broken: str) -> str:
-    # Ordered by a hash, so that the same rows give the same examples whatever order Spark reads them in.
-    return f"min_by(__key, case when {broken} and __key is not null then xxhash64(__key) end, {EXAMPLES})"

@@ -145,18 +145,19 @@ def is_null(name: str, columns: Iterable[str]) -> SparkColumn:
 
 
 def record_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
-    """MD5, as hex, over the canonical form of the source columns (semantics.md).
+    """MD5, as hex, over the canonical form of the source columns (semantics.md, docs/adr/0005).
 
-    The form is the concatenation, in declared order, of `N` for NULL and `<bytes>:<text>` for a value, where text is:
-    the decimal digits of an integer, days since 1970-01-01 of a date, microseconds since then of a timestamp, the
-    decimal at its own scale, `true`/`false`, or the string itself, and bytes its length in UTF-8. Columns that came
-    later (declared with `added=True`, or not declared) follow by name, only when not NULL, as
-    `<bytes>:<name><bytes>:<text>`.
+    The form has two parts, joined by commas. The head has a field for each declared column, in order: `N` for NULL, the
+    length in UTF-8 bytes for a string, and for any other type its text: decimal digits of an integer, days since
+    1970-01-01 of a date, microseconds since then of a timestamp, a decimal at its own scale, `true` or `false`. The
+    strings follow, in order, NULL ones left out. Columns that came later (declared with `added=True`, or not declared)
+    come last, by name and only when not NULL, as `<bytes>:<name><bytes>:<text>`.
     """
     types = {f.name: f.dataType for f in frame.schema.fields}
     texts = {c.name: _text(F.col(c.name), types[c.name]) for c in table.columns}
     texts |= {name: _text(F.col(name), types[name]) for name in extra}
-    return _canonical_md5(texts, {c.name for c in table.columns if c.added} | set(extra))
+    strings = {name for name in texts if isinstance(types[name], T.StringType)}
+    return _canonical_md5(texts, strings, {c.name for c in table.columns if c.added} | set(extra))
 
 
 def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
@@ -164,7 +165,8 @@ def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> Spar
     types = {f.name: f.dataType for f in frame.schema.fields}
     names = [*(c.name for c in table.columns), *extra]
     texts = {name: _or_raw(name, _text(F.col(name), types[name]), frame.columns) for name in names}
-    return _canonical_md5(texts, {c.name for c in table.columns if c.added} | set(extra))
+    # A raw text may be anything, so every value counts as a string here.
+    return _canonical_md5(texts, set(texts), {c.name for c in table.columns if c.added} | set(extra))
 
 
 def raw_row(table: BronzeTable, columns: Sequence[str], extra: Sequence[str]) -> SparkColumn:
@@ -320,13 +322,17 @@ def _readable(name: str, columns: Iterable[str]) -> SparkColumn:
     return _or_raw(name, F.col(name).cast("string"), columns)
 
 
-def _canonical_md5(texts: Mapping[str, SparkColumn], later: set[str]) -> SparkColumn:
+def _canonical_md5(texts: Mapping[str, SparkColumn], strings: set[str], later: set[str]) -> SparkColumn:
+    declared = {name: text for name, text in texts.items() if name not in later}
+    head = [
+        F.coalesce(F.octet_length(text).cast("string") if name in strings else text, F.lit("N"))
+        for name, text in declared.items()
+    ]
+    bodies = [text for name, text in declared.items() if name in strings]
+
     def sized(text: SparkColumn) -> SparkColumn:
         return F.concat(F.octet_length(text).cast("string"), F.lit(":"), text)
 
-    parts = [F.coalesce(sized(text), F.lit("N")) for name, text in texts.items() if name not in later]
-    parts += [
-        F.coalesce(F.concat(F.lit(f"{len(name.encode())}:{name}"), sized(texts[name])), F.lit(""))
-        for name in sorted(later)
-    ]
-    return F.md5(F.concat(*parts))
+    tail = [F.concat(F.lit(f"{len(name.encode())}:{name}"), sized(texts[name])) for name in sorted(later)]
+    # concat_ws leaves out what is NULL.
+    return F.md5(F.concat_ws(",", *head, *bodies, *tail))

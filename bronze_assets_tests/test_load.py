@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,16 @@ from urllib.parse import urlsplit
 import pandera.pyspark as pa
 import pyspark.sql.types as T
 import pytest
+from py4j.protocol import Py4JJavaError
 
 from bronze_assets import audit
-from bronze_assets import load as load_module
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import lease
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.errors import (
     BronzeError,
+    ConservationError,
     LakeError,
     LoadRefused,
     PartitionRefused,
@@ -42,7 +44,7 @@ from bronze_assets.errors import (
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import Options, Run, Workbench, current, load
 from bronze_assets.settings import Settings
-from bronze_assets.sources.postgres import PostgresSource, Snapshot
+from bronze_assets.sources.postgres import Snapshot
 from bronze_assets.table import BronzeTable, Cadence, column
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
@@ -128,13 +130,16 @@ class Told:
             "date": "case when isfinite({c}) then ({c} - date '1970-01-01')::text end",
             "money": "{c}::numeric(12,2)::text",
         }
-        texts = [canonical[kind].format(c=name) for name, kind in self.columns.items()]
-        sized = ", ".join(f"coalesce(octet_length({text}) || ':' || {text}, 'N')" for text in texts)
+        texts = {name: canonical[kind].format(c=name) for name, kind in self.columns.items()}
+        strings = [name for name, kind in self.columns.items() if kind == "text"]
+        fields = [f"octet_length({text})::text" if name in strings else text for name, text in texts.items()]
+        form = ", ".join([f"coalesce({field}, 'N')" for field in fields] + strings)
         key = self.key
         unparsed = " or ".join(f"coalesce({c}, false)" for c in self.unparseable.values()) or "false"
         return f"""
             with hashed as (
-                select *, md5(concat({sized})) as hash, {key} is null or {key} <= 0 as bad_key, {unparsed} as unparsed,
+                select *, md5(concat_ws(',', {form})) as hash,
+                       {key} is null or {key} <= 0 as bad_key, {unparsed} as unparsed,
                        num_nulls({", ".join(self.columns)}) as nulls, {self.penalty} as penalty
                 from {source})
             select *, greatest(0, 100 - 10 * nulls - penalty - 25 * bad_key::int - 25 * unparsed::int) as score,
@@ -644,7 +649,7 @@ def test_of_exact_copies_one_stays_and_a_good_row_stays_beside_a_quarantined_one
     record = lab.load(PRODUCTS)
     assert (record.read, record.loaded, record.duplicates, record.quarantined) == (5, 2, 2, 1)
     assert lab.rows(PRODUCTS, "product_id", "unit_price::double") == [(1, 5.0), (2, 7.0)]
-    assert record.rules["key_unique"].examples == ("1",)
+    assert set(record.rules["key_unique"].examples) == {"1"}
 
 
 def test_the_shuffle_for_duplicates_is_skipped_when_an_index_proves_the_key_unique(
@@ -687,7 +692,7 @@ def test_a_past_day_of_orders_is_loaded_from_that_days_rows_and_twice_adds_nothi
     assert [row["operation_type"] for row in lab.audit()] == ["snapshot load, order_date = 2026-03-02"] * 2
     assert lab.load(ORDERS).loaded == len(
         lab.sql(
-            "select from tests.orders where order_date <> '2026-03-02' and isfinite(order_date) or order_date is null"
+            "select 1 from tests.orders where order_date <> '2026-03-02' and isfinite(order_date) or order_date is null"
         )
     )
 
@@ -796,7 +801,7 @@ def test_the_first_load_of_a_very_large_table_goes_on_where_it_was_stopped(
     lab.insert("warehouses", [(6, "copy", 1), (-1, "below", 1)])
     lab.sql("analyze tests.warehouses")
     append = Lakehouse.append
-    appended = []
+    appended: list[int] = []
 
     def second_fails(self: Lakehouse, *args: Any, **kwargs: Any) -> int:
         if len(appended) == 1:
@@ -844,7 +849,7 @@ def test_a_new_column_joins_with_its_own_type_and_leaves_rows_alone_while_it_is_
     assert lake_reader.column_types(lab.path("bz_warehouses"))["opened_on"] == "date"
     assert lab.rows(WAREHOUSES, "warehouse_id", "opened_on") == [(1, None), (2, None), (2, dt.date(2020, 2, 29))]
     name, days = "opened_on", (dt.date(2020, 2, 29) - dt.date(1970, 1, 1)).days
-    text = f"1:25:Łódź1:6{len(name)}:{name}{len(str(days))}:{days}".replace("5:Łódź", f"{len('Łódź'.encode())}:Łódź")
+    text = f"2,{len('Łódź'.encode())},6,Łódź,{len(name)}:{name}{len(str(days))}:{days}"
     ((expected,),) = lab.sql("select md5(%s)", text)
     assert lab.rows(WAREHOUSES, "record_hash", where="opened_on is not null") == [(expected,)]
 
@@ -865,15 +870,10 @@ def test_a_new_column_stays_out_of_a_table_with_personal_data_until_somebody_cla
     assert lab.load(CUSTOMERS).unchanged == 1
 
 
-def test_a_new_column_with_the_name_of_a_metadata_column_is_left_out_and_told(lab: Lab) -> None:
-    lab.make(
-        "warehouses",
-        [(1, "Köln", 5, "mine", MARCH_1, 4)],
-        ddl=DDL["warehouses"] + ', batch_id text, "Load_Date" date, floor int',
-    )
-    record = lab.load(WAREHOUSES)
-    assert sorted(record.left_out) == ["batch_id", "load_date"]
-    assert lab.rows(WAREHOUSES, "warehouse_id", "batch_id", "floor") == [(1, "2026-03-10/1", 4)]
+def test_a_new_column_with_the_name_of_a_metadata_column_stops_the_load(lab: Lab) -> None:
+    lab.make("warehouses", [(1, "Köln", 5, "mine")], ddl=DDL["warehouses"] + ', "Batch_ID" text')
+    error = expect_failure(lab, WAREHOUSES, SchemaMismatch)
+    assert "'Batch_ID'" in error.culprit
 
 
 # Limits and dry runs
@@ -989,9 +989,8 @@ def test_the_audit_row_of_a_failed_read_holds_no_value_of_a_row(lab: Lab) -> Non
     lab.sql(
         "create view tests.warehouses as select warehouse_id, location, location::int as capacity from tests.people"
     )
-    with pytest.raises(Exception, match=".") as raised:
+    with pytest.raises(Py4JJavaError, match="Jane Doe"):
         lab.load(WAREHOUSES)
-    assert "Jane Doe" in str(raised.value)
     (row,) = lab.audit()
     assert row["status"] == "FAILED"
     assert row["error_message"]
@@ -1054,7 +1053,7 @@ def test_a_batch_stopped_after_its_rows_landed_is_done_again_from_the_source_as_
     assert [row["status"] for row in lab.audit()] == ["FAILED", "SUCCESS"]
 
 
-def test_a_quarantine_that_does_not_hold_what_was_counted_is_an_error_and_the_batch_is_done_again(
+def test_a_quarantine_that_does_not_hold_what_was_counted_is_an_error(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.make("products", [(1, "Lamp", "Home", 5), (2, "Chair", "Home", "NaN")])
@@ -1065,11 +1064,12 @@ def test_a_quarantine_that_does_not_hold_what_was_counted_is_an_error_and_the_ba
         return quarantine(self, *args) + 1
 
     monkeypatch.setattr(Lakehouse, "quarantine", one_too_many)
-    with pytest.raises(BronzeError, match="counted 1 rows for the quarantine, which holds 2"):
+    with pytest.raises(ConservationError, match="counted 1 rows for the quarantine, which holds 2"):
         lab.load(PRODUCTS)
-    record = lab.load(PRODUCTS)
-    assert (record.batch_id, record.loaded, record.quarantined, record.unchanged) == (f"{TODAY}/1", 1, 1, 0)
-    assert [event for _, event in lab.events(PRODUCTS)].count("begun") == 2
+    assert lab.audit()[-1]["status"] == "FAILED"
+    lab.load(PRODUCTS)
+    assert lab.rows(PRODUCTS, "product_id") == [(1,)]
+    assert [row["row_key"] for row in lab.quarantine(PRODUCTS)] == ["2"]
 
 
 def test_a_load_whose_base_was_overtaken_writes_nothing_and_may_start_again(
@@ -1110,6 +1110,38 @@ def test_a_stale_base_is_noticed_though_an_optimise_came_between(lab: Lab, spark
     with pytest.raises(StaleBase):
         lake.append(rows, WAREHOUSES, "later", base=later)
     assert lab.rows(WAREHOUSES, "warehouse_id") == [(1,), (1,), (2,)]
+
+
+def test_of_two_loads_that_commit_while_both_write_one_lands(
+    lab: Lab, source_url: str, monkeypatch: pytest.MonkeyPatch, spark: SparkSession
+) -> None:
+    lab.make("warehouses", [(1, "Köln", 5)])
+    lab.load(WAREHOUSES)
+    lab.insert("warehouses", [(2, "Łódź", 6)])
+    lake = Lakehouse(lab.settings.lake)
+    base = lake.version(WAREHOUSES.schema, WAREHOUSES.name)
+    append = Lakehouse.append
+
+    with postgres.connect(source_url) as other, other.cursor() as locker, ThreadPoolExecutor() as pool:
+        locker.execute("begin")
+
+        def held_up(self: Lakehouse, *args: Any, **kwargs: Any) -> int:
+            # The load's own read waits for this lock: its Delta transaction stays open until it is released.
+            locker.execute("lock table tests.warehouses in access exclusive mode")
+            return append(self, *args, **kwargs)
+
+        monkeypatch.setattr(Lakehouse, "append", held_up)
+        loading = pool.submit(lab.load, WAREHOUSES)
+        try:
+            while not lab.sql("select 1 from pg_locks where not granted"):
+                assert not loading.done(), loading.result()
+            rows = lake.read(spark, WAREHOUSES.schema, WAREHOUSES.name)
+            append(lake, rows, WAREHOUSES, "intruder", base=base)
+        finally:
+            locker.execute("rollback")
+        with pytest.raises(StaleBase):
+            loading.result()
+    assert lab.rows(WAREHOUSES, "warehouse_id") == [(1,), (1,)]
 
 
 def test_a_table_restored_to_an_older_version_is_brought_up_to_date_again(lab: Lab, spark: SparkSession) -> None:

@@ -27,7 +27,8 @@ from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import TABLES
 from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused
 from bronze_assets.load import Options, Run, Workbench
-from bronze_assets.orchestration.launch import PROCESS_TAG, load_current, prepare_dagster_home
+from bronze_assets.orchestration.assets import PROCESS_TAG
+from bronze_assets.orchestration.launch import load_current, prepare_dagster_home
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
 

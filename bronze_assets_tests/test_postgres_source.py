@@ -319,6 +319,45 @@ def test_a_unique_part_of_the_key_proves_all_of_it(
     assert opened.snapshot().describe(declared(Pairs)).unique is unique
 
 
+@pytest.mark.parametrize(
+    ("ddl", "not_null"),
+    [
+        ("create table tests.things (thing_id int, label text not null)", True),
+        ("create table tests.things (thing_id int, label text primary key)", True),
+        ("create table tests.things (thing_id int, label text)", False),
+        ("create table tests.things (thing_id int, label text, check (label is not null))", False),
+        (
+            "create table tests.things (thing_id int, label text); insert into tests.things values (1, null);"
+            "alter table tests.things add constraint later not null label not valid",
+            False,
+        ),
+        (
+            "create domain tests.word as text not null; create table tests.things (thing_id int, label tests.word);"
+            "insert into tests.things values (1, (select label from tests.things where false))",
+            False,
+        ),
+        (
+            "create table tests.things (thing_id int, label text not null no inherit);"
+            "create table tests.child () inherits (tests.things); insert into tests.child values (1, null)",
+            False,
+        ),
+        (
+            "create table tests.base (thing_id int, label text not null);"
+            "create view tests.things as select b.thing_id, c.label from tests.base b left join tests.base c on false;"
+            "insert into tests.base values (1, 'a')",
+            False,
+        ),
+    ],
+)
+def test_a_column_counts_as_not_null_only_where_the_source_keeps_every_null_out(
+    ddl: str, not_null: bool, database: Connection, opened: PostgresSource
+) -> None:
+    execute(database, ddl)
+
+    assert opened.snapshot().describe(LABELS).columns["label"].not_null is not_null
+    assert not (not_null and ask(database, "select 1 from tests.things where label is null"))
+
+
 # --- values ---------------------------------------------------------------------------------------------------------
 
 BENT: Mapping[str, tuple[str, ...]] = {

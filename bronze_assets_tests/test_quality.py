@@ -164,17 +164,23 @@ def text_of(value: Any) -> str:
 
 
 def canonical_md5(row: Row, declared: Sequence[str], later: Sequence[str] = ()) -> str:
-    """semantics.md: each value length-prefixed in declared order, NULL marked; a later column only when not NULL, with
-    its name.
+    """docs/adr/0005: a field per declared column (N, a string's bytes, or the text), then the strings, then the later
+    columns that are not NULL, with their names and sizes.
     """
 
     def sized(text: str) -> bytes:
         content = text.encode()
         return str(len(content)).encode() + b":" + content
 
-    form = b"".join(b"N" if row[name] is None else sized(text_of(row[name])) for name in declared)
-    form += b"".join(sized(name) + sized(text_of(row[name])) for name in sorted(later) if row[name] is not None)
-    return hashlib.md5(form, usedforsecurity=False).hexdigest()
+    def field(value: object) -> bytes:
+        if value is None:
+            return b"N"
+        return str(len(value.encode())).encode() if isinstance(value, str) else text_of(value).encode()
+
+    parts = [field(row[name]) for name in declared]
+    parts += [str(row[name]).encode() for name in declared if isinstance(row[name], str)]
+    parts += [sized(name) + sized(text_of(row[name])) for name in sorted(later) if row[name] is not None]
+    return hashlib.md5(b",".join(parts), usedforsecurity=False).hexdigest()
 
 
 def source_frame(spark: SparkSession, table: BronzeTable, rows: Sequence[Row], raws: Sequence[str] = ()) -> DataFrame:
@@ -205,7 +211,8 @@ def compiled(frame: DataFrame, table: BronzeTable, today: dt.date) -> list[tuple
 
 def reported_by_pandera(table: BronzeTable, frame: DataFrame) -> set[tuple[str, str]]:
     """Column and check of everything that pandera's own `validate` has to say."""
-    errors: Mapping[str, Any] = table.model.validate(frame).pandera.errors
+    model: Any = table.model
+    errors: Mapping[str, Any] = model.validate(frame).pandera.errors
     found = set()
     for kinds in errors.values():
         for kind, problems in kinds.items():
@@ -267,6 +274,7 @@ def _integers(bits: int) -> st.SearchStrategy[int]:
 
 
 def _values(kind: T.DataType) -> st.SearchStrategy[Any]:
+    edges: st.SearchStrategy[Any]
     match kind:
         case T.IntegerType():
             return _integers(32)
@@ -277,9 +285,11 @@ def _values(kind: T.DataType) -> st.SearchStrategy[Any]:
             edges = st.sampled_from([Decimal(n) for n in ("0.00", "-0.01", "-0.50", "-0.49", str(bound), str(-bound))])
             return edges | st.decimals(-bound, bound, places=2)
         case T.DateType():
-            edges = [dt.date.min, dt.date.max, dt.date(1582, 10, 10), dt.date(1969, 12, 31), dt.date(2026, 1, 31)]
+            edges = st.sampled_from(
+                [dt.date.min, dt.date.max, dt.date(1582, 10, 10), dt.date(1969, 12, 31), dt.date(2026, 1, 31)]
+            )
             # Not near today: midnight may pass between pandera's clock and ours.
-            return (st.sampled_from(edges) | st.dates()).filter(lambda day: abs((day - _today).days) > 3)
+            return (edges | st.dates()).filter(lambda day: abs((day - _today).days) > 3)
         case T.TimestampType():
             edge = dt.datetime(1969, 12, 31, 23, 59, 59, 999_999, dt.UTC)
             edges = st.sampled_from((edge, edge - dt.timedelta(microseconds=1)))
@@ -294,7 +304,7 @@ def _values(kind: T.DataType) -> st.SearchStrategy[Any]:
 def _batches(draw: st.DrawFn, table: BronzeTable, raws: Sequence[str]) -> list[Row]:
     columns = {c.name: st.none() | _values(c.type) | _values(c.type) | _values(c.type) for c in table.columns}
     rows: list[Row] = []
-    for drawn in draw(st.lists(st.fixed_dictionaries(columns), min_size=1, max_size=30)):
+    for drawn in draw(st.lists(st.fixed_dictionaries(columns), min_size=1, max_size=60)):
         bent = {name: draw(st.sampled_from((None, None, None, "NaN", "infinity"))) for name in raws}
         unparsed = {name for name, text in bent.items() if text is not None}
         rows.append(
@@ -318,7 +328,8 @@ def _batches(draw: st.DrawFn, table: BronzeTable, raws: Sequence[str]) -> list[R
     ids=lambda value: value.name if isinstance(value, BronzeTable) else "",
 )
 @hypothesis_settings(
-    max_examples=5,
+    # Pandera's verdict costs a Spark job for each check; the rows of an example cost next to nothing.
+    max_examples=3,
     deadline=None,
     derandomize=True,
     database=None,
@@ -471,11 +482,6 @@ class Hashed(pa.DataFrameModel):
     big: T.LongType = column(description="-")
 
 
-class HashedLater(Hashed):
-    colour: T.StringType = column(added=True, description="-")
-    älter: T.IntegerType = column(added=True, description="-")
-
-
 HASHED = BronzeTable("inventory_bronze", "tests.Hashed", Hashed, Cadence.DAILY, "Of every type.")
 
 
@@ -624,8 +630,10 @@ def test_the_rule_set_has_another_fingerprint_only_when_a_verdict_could_change()
     class Quarantining(Stocked):
         quantity: T.IntegerType = column(ge=0, quarantine=True, description="Units.")
 
-    class Longer(Stocked):
+    class Longer(pa.DataFrameModel):
+        thing_id: T.IntegerType = column(key=True, gt=0, description="Key.")
         quantity: T.LongType = column(ge=0, description="Units.")
+        label: T.StringType = column(str_length={"max_value": 3}, impact=Impact.LOW, description="Text.")
 
     class Reworded(Stocked):
         quantity: T.IntegerType = column(ge=0, description="Units on the shelf.")
@@ -709,33 +717,19 @@ def test_a_load_leaves_protected_values_in_their_table_alone(
             "insert into tests.customers values (1, 'Zoë Hidden', 'hidden@example.org'),"
             " (2, 'Bad Hidden', 'hidden at example'), (null, 'Keyless Hidden', 'hidden.keyless@example.org'),"
             " (-1, 'Negative Hidden', 'hidden'), (1, 'Twice Hidden', 'hidden.twice@example.org');"
-            "create table tests.suppliers (supplier_id int, supplier_name text, contact_number text, product_id int);"
-            "insert into tests.suppliers values (1, 'Plain', '+49 555 0001', 1), (null, 'Plain', '+49 555 0002', 1),"
-            " (2, 'Plain', 'call 555', 1), (-3, 'Plain', 'call 555 too', 1)"
         )
-    tables = (BY_NAME["bz_customers"], BY_NAME["bz_suppliers"])
+    table = BY_NAME["bz_customers"]
 
     with Workbench.open(settings) as bench:
-        records = [
-            load(table, current_partition(table.cadence, bench.clock()), bench, Run("a-run", "test"))
-            for table in tables
-        ]
+        record = load(table, current_partition(table.cadence, bench.clock()), bench, Run("a-run", "test"))
 
     folder = settings.lake / "inventory_bronze"
-    beside = [path for path in sorted(folder.iterdir()) if path.name not in {table.name for table in tables}]
-    readable = " ".join([record.to_json() for record in records] + [str(lake_reader.read(path)) for path in beside])
-    readable += " ".join(str(audit.verdicts(t, record)) for t, record in zip(tables, records, strict=True))
-    assert [record.quarantined for record in records] == [2, 2]
-    assert [record.duplicates for record in records] == [1, 0]
-    assert [path.name for path in beside if path.name.endswith("_quarantine")] == [
-        "bz_customers_quarantine",
-        "bz_suppliers_quarantine",
-    ]
+    beside = [path for path in sorted(folder.iterdir()) if path.name != table.name]
+    readable = record.to_json() + str(audit.verdicts(table, record)) + str([lake_reader.read(path) for path in beside])
+    assert (record.quarantined, record.duplicates) == (2, 1)
+    assert "bz_customers_quarantine" in [path.name for path in beside]
     assert "customer_id" in readable
-    assert "Plain" in readable  # class Low is not protected
-    assert not re.search(r"hidden|555", readable, re.IGNORECASE)
-    assert records[0].rules["email_matches"] == audit.RuleCount(2, records[0].rules["email_matches"].examples)
-    assert sorted(records[0].rules["email_matches"].examples) == ["-1", "2"]
-    assert "Zoë Hidden" in str(lake_reader.read(folder / "bz_customers")) or "Twice Hidden" in str(
-        lake_reader.read(folder / "bz_customers")
-    )
+    assert "hidden" not in readable.lower()
+    assert record.rules["email_matches"].broken == 2
+    assert sorted(record.rules["email_matches"].examples) == ["-1", "2"]
+    assert "Bad Hidden" in str(lake_reader.read(folder / table.name))

@@ -6,11 +6,13 @@ Everything follows from the `BronzeTable` and, at run time, from the `LoadRecord
 # No postponed annotations here: Dagster reads those of an asset's function as objects.
 
 import datetime as dt
+import socket
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+import psutil
 from pydantic import Field
 
 from bronze_assets import audit, quality
@@ -29,6 +31,7 @@ TRIGGER_TAG = "bronze/trigger"
 ENVIRONMENT_TAG = "bronze/environment"
 SOURCE_TAG = "bronze/source"
 CADENCE_TAG = "bronze/cadence"
+PROCESS_TAG = "bronze/process"
 
 RETRY_POLICY = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """How a retryable error is tried again. Not given to Dagster as the assets' policy: it would also try again what
@@ -139,6 +142,17 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if value is not None}
 
 
+def process_identity(pid: int | None = None) -> str:
+    """`<host>:<pid>:<start>` of a process of this machine; this one by default.
+
+    Raises:
+        psutil.NoSuchProcess: there is none of that number.
+    """
+    # With its moment of birth, since numbers of processes come again.
+    process = psutil.Process(pid)
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
+
+
 def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition:
     key = asset_key(table)
 
@@ -174,7 +188,15 @@ def _materialise(
 ) -> Iterator[EventOrResult]:
     key = asset_key(table)
     run = Run(context.run.run_id, _trigger(context.run.tags))
-    _tag_run(context, {TABLE_TAG: table.name, TRIGGER_TAG: run.trigger, ENVIRONMENT_TAG: settings.environment.value})
+    _tag_run(
+        context,
+        {
+            TABLE_TAG: table.name,
+            TRIGGER_TAG: run.trigger,
+            ENVIRONMENT_TAG: settings.environment.value,
+            PROCESS_TAG: process_identity(),
+        },
+    )
     records: dict[str, LoadRecord] = {}
     for partition in context.partition_keys:
         try:

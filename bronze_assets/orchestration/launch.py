@@ -18,14 +18,12 @@ from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import SchemaMismatch, SettingsError
 from bronze_assets.load import Workbench, current_partition
-from bronze_assets.orchestration.assets import TRIGGER_TAG
+from bronze_assets.orchestration.assets import PROCESS_TAG, TRIGGER_TAG, process_identity
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import initial_loads
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
-
-PROCESS_TAG = "bronze/process"
 
 _CHECKOUT = Path(__file__).parents[2]
 _HOME_IN_CHECKOUT = ".bronze/dagster"
@@ -118,7 +116,7 @@ def load_current(
         say(f"{table.name}: {safe_message(end) if isinstance(end, Exception) else _summary(end)}")
 
     definitions = build_definitions(settings, tables)
-    tags = {TRIGGER_TAG: "cli", PROCESS_TAG: _process()}
+    tags = {TRIGGER_TAG: "cli", PROCESS_TAG: process_identity()}
     with (
         dg.DagsterInstance.from_config(str(home)) as instance,
         Workbench.open(settings, say=say) as bench,
@@ -163,22 +161,17 @@ def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
     return False
 
 
-def _process(pid: int | None = None) -> str:
-    # With its moment of birth, since numbers of processes come again.
-    process = psutil.Process(pid)
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
-
-
 def _close_dead_runs(instance: dg.DagsterInstance) -> None:
     """Mark as failed what a process of this machine started here and left unfinished when it was killed."""
     unfinished = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished, tags={TRIGGER_TAG: "cli"})):
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
         host, _, number = run.tags.get(PROCESS_TAG, "").partition(":")
         pid, _, _ = number.partition(":")
+        # Without the tag, no table of it has begun; Dagster's own monitoring ends such a run.
         if host != socket.gethostname() or not pid.isdigit():
             continue
         try:
-            alive = _process(int(pid)) == run.tags[PROCESS_TAG]
+            alive = process_identity(int(pid)) == run.tags[PROCESS_TAG]
         except psutil.NoSuchProcess:
             alive = False
         if not alive:

@@ -104,7 +104,11 @@ FULL = Scope()
 
 @dataclass(frozen=True)
 class SourceColumn:
-    """A column as PostgreSQL's catalog has it; precision and scale only for a constrained numeric."""
+    """A column as PostgreSQL's catalog has it; precision and scale only for a constrained numeric.
+
+    Attributes:
+        not_null: whether the source keeps every NULL out of it.
+    """
 
     name: str
     type: str
@@ -248,7 +252,7 @@ class Snapshot:
                 f"GRANT SELECT ON {relation} and USAGE on its schema TO {self._address.user}.",
                 table=table.name,
             )
-        columns, extra = self._match_columns(table, oid)
+        columns, extra = self._match_columns(table, oid, enforced=kind in ("r", "p") and not inherited)
         if kind in ("v", "f"):
             ((rows,),) = self._query(f"select count(*) from {relation}", table=table)
         else:
@@ -352,21 +356,26 @@ class Snapshot:
     def _condition(self, source: SourceTable, scope: Scope) -> str:
         return "true" if scope.column is None else scope.sql(_quote(source.columns[scope.column].name))
 
-    def _match_columns(self, table: BronzeTable, oid: int) -> tuple[dict[str, SourceColumn], dict[str, SourceColumn]]:
+    def _match_columns(
+        self, table: BronzeTable, oid: int, *, enforced: bool
+    ) -> tuple[dict[str, SourceColumn], dict[str, SourceColumn]]:
         rows = self._query(
             # A domain may be over a domain: down to the type that is none.
-            "with recursive of as (select attnum, atttypid as type, atttypmod as modifier, attnotnull as not_null"
+            # A constraint may be there and not hold yet; a domain's NOT NULL does not keep every NULL out of a column.
+            "with recursive of as (select attnum, atttypid as type, atttypmod as modifier"
             " from pg_attribute where attrelid = %s and attnum > 0 and not attisdropped"
-            " union all select of.attnum, t.typbasetype, t.typtypmod, of.not_null or t.typnotnull"
+            " union all select of.attnum, t.typbasetype, t.typtypmod"
             " from of join pg_type t on t.oid = of.type where t.typtype = 'd')"
-            " select a.attname, t.typname, of.not_null, of.modifier from of join pg_type t on t.oid = of.type"
+            " select a.attname, t.typname, of.modifier, a.attnotnull and not exists (select from pg_constraint"
+            " where conrelid = a.attrelid and contype = 'n' and conkey = array[a.attnum] and not convalidated)"
+            " from of join pg_type t on t.oid = of.type"
             " join pg_attribute a on a.attrelid = %s and a.attnum = of.attnum"
             " where t.typtype <> 'd' order by of.attnum",
             (oid, oid),
             table=table,
         )
         by_name: dict[str, SourceColumn] = {}
-        for name, type_name, not_null, modifier in rows:
+        for name, type_name, modifier, not_null in rows:
             if name.lower() in by_name:
                 raise SchemaMismatch(
                     f"source columns {by_name[name.lower()].name!r} and {name!r} differ only in case.",
@@ -377,7 +386,7 @@ class Snapshot:
             if type_name == "numeric" and modifier >= 4:
                 precision = (modifier - 4) >> 16 & 0xFFFF
                 scale = (((modifier - 4) & 0x7FF) ^ 1024) - 1024
-            by_name[name.lower()] = SourceColumn(name, type_name, not_null, precision, scale)
+            by_name[name.lower()] = SourceColumn(name, type_name, enforced and not_null, precision, scale)
         problems = []
         for column in table.columns:
             found = by_name.get(column.name)

@@ -1,0 +1,109 @@
+"""One Dagster run that loads one partition in a process of its own; a test's parent process kills it on the way.
+
+Its arguments are one JSON object:
+
+    table, partition: what to load.
+    now: the moment at which its clock starts, ISO 8601.
+    dagster: folder of the Dagster instance.
+    point: after which step (one of `POINTS`) it is to stand still; empty to run to its end.
+    reached: the file that is made when it stands there.
+
+The settings come from the environment. It prints one line at its end: what it loaded, or the error's type and message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from bronze_assets import audit
+from bronze_assets.batches import BatchLog
+from bronze_assets.catalog import TABLES
+from bronze_assets.errors import BronzeError
+from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.load import Workbench
+from bronze_assets.orchestration.assets import asset_key, assets
+from bronze_assets.orchestration.resources import Loader
+from bronze_assets.settings import Settings
+from bronze_assets.table import BronzeTable
+
+POINTS = (
+    "begun noted",
+    "rows committed",
+    "main noted",
+    "quarantine committed",
+    "quarantine noted",
+    "audit row written",
+    "audited noted",
+    "done noted",
+)
+"""The commits of a batch, in their order."""
+
+
+def ticking(now: dt.datetime) -> Callable[[], dt.datetime]:
+    """A clock that starts at that moment."""
+    began = time.monotonic()
+    return lambda: now + dt.timedelta(seconds=time.monotonic() - began)
+
+
+def materialise(
+    table: BronzeTable, partition: str, bench: Workbench, instance: dg.DagsterInstance
+) -> dg.ExecuteInProcessResult:
+    """A new Dagster run of one partition."""
+    return dg.materialize(
+        assets(bench.settings, [table]),
+        selection=[asset_key(table)],
+        partition_key=partition,
+        resources={"loader": Loader(bench)},
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def _stand_still_at(point: str, reached: Path) -> None:
+    def after(owner: Any, name: str, label: Callable[..., str]) -> None:
+        real = getattr(owner, name)
+
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            answer = real(*args, **kwargs)
+            if label(*args, **kwargs) == point:
+                reached.touch()
+                time.sleep(3600)
+            return answer
+
+        setattr(owner, name, stopping)
+
+    after(BatchLog, "begin", lambda *_, **__: "begun noted")
+    after(BatchLog, "note", lambda self, batch, event, **_: f"{event} noted")
+    after(Lakehouse, "append", lambda *_, **__: "rows committed")
+    after(Lakehouse, "quarantine", lambda *_, **__: "quarantine committed")
+    after(audit, "write_success", lambda *_, **__: "audit row written")
+
+
+def main(asked: dict[str, str]) -> None:
+    """Load as asked."""
+    (table,) = [table for table in TABLES if table.name == asked["table"]]
+    bench = Workbench(Settings.from_environment(), clock=ticking(dt.datetime.fromisoformat(asked["now"])))
+    if asked["point"]:
+        _stand_still_at(asked["point"], Path(asked["reached"]))
+    with dg.DagsterInstance.local_temp(asked["dagster"]) as instance:
+        result = materialise(table, asked["partition"], bench, instance)
+        bench.close()
+        if result.success:
+            (loaded,) = result.asset_materializations_for_node(f"{table.schema}__{table.name}")[-1:]
+            counts = {name: loaded.metadata[name].value for name in ("loaded", "unchanged", "deleted")}
+            print("LOADED " + json.dumps(counts))
+        else:
+            print("FAILED " + "; ".join(str(f.step_failure_data.error) for f in result.get_step_failure_events()))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
