@@ -6,14 +6,13 @@ Its arguments are one JSON object:
     now: the moment at which its clock starts, ISO 8601.
     dagster: folder of the Dagster instance.
     point: after which step (one of `POINTS`) it is to stand still; empty to run to its end.
-    reached: the file that is made when it stands there.
+    reached: the file that is made when it stands there; it goes on when the file is gone.
 
 The settings come from the environment. It prints one line at its end: what it loaded, or the error's type and message.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import json
 import sys
@@ -27,7 +26,6 @@ import dagster as dg
 from bronze_assets import audit
 from bronze_assets.batches import BatchLog
 from bronze_assets.catalog import TABLES
-from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import Workbench
 from bronze_assets.orchestration.assets import asset_key, assets
@@ -76,7 +74,8 @@ def _stand_still_at(point: str, reached: Path) -> None:
             answer = real(*args, **kwargs)
             if label(*args, **kwargs) == point:
                 reached.touch()
-                time.sleep(3600)
+                while reached.exists():
+                    time.sleep(0.05)
             return answer
 
         setattr(owner, name, stopping)

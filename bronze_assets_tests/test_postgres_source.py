@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import pandera.pyspark as pa
 import pyspark.sql.types as T
 import pytest
-from psycopg2 import sql
+from psycopg2 import errors, sql
 
 from bronze_assets.demo import postgres
 from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
@@ -599,6 +599,32 @@ def test_what_changes_during_a_load_is_seen_by_none_of_its_reads(
     assert after.count(after.describe(others), FULL) == ask(database, "select count(*) from tests.others")[0][0] != 20
     assert after.epoch == snapshot.epoch
     assert after.lsn > snapshot.lsn
+
+
+def test_a_table_truncated_after_the_snapshot_is_not_taken_for_empty(
+    database: Connection, opened: PostgresSource
+) -> None:
+    execute(database, "create table tests.things (thing_id int primary key, label text)")
+    execute(database, "insert into tests.things values (1, 'one')")
+    snapshot = opened.snapshot()
+    execute(database, "truncate tests.things; insert into tests.things values (2, 'two'), (3, 'three')")
+
+    with pytest.raises(SourceUnreachable, match="rewritten after the snapshot"):
+        snapshot.describe(LABELS)
+
+    again = opened.snapshot()
+    assert again.count(again.describe(LABELS), FULL) == 2
+    # From then on the table is held: whoever wants to truncate it waits for the load.
+    execute(database, "set lock_timeout = '200ms'")
+    with pytest.raises(errors.LockNotAvailable):
+        execute(database, "truncate tests.things")
+
+
+def test_a_table_that_was_never_analysed_is_estimated_by_its_size(database: Connection, opened: PostgresSource) -> None:
+    execute(database, "create table tests.things (thing_id int primary key, label text)")
+    execute(database, "insert into tests.things select i, 'thing ' || i from generate_series(1, 50000) i")
+
+    assert 5_000 < opened.snapshot().describe(LABELS).estimated_rows < 500_000
 
 
 def test_key_ranges_cover_every_row_exactly_once(database: Connection, opened: PostgresSource) -> None:

@@ -220,13 +220,16 @@ class Snapshot:
         Raises:
             SourceRefused: the table is not there or may not be read.
             SchemaMismatch: a required column is missing or has an incompatible type.
+            SourceUnreachable: the table was truncated or rewritten after the snapshot, which cannot see its rows.
         """
         schema, name = table.source.split(".")
         found = self._query(
             "select c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),"
             " has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'),"
             " c.relkind, c.reltuples::bigint,"
-            " (select coalesce(sum(pg_relation_size(relid)), 0) from pg_partition_tree(c.oid))::bigint,"
+            # A table without partitions has no partition tree, not even itself.
+            " (select coalesce(sum(pg_relation_size(relid)), 0)"
+            " from (select c.oid as relid union select relid from pg_partition_tree(c.oid)) parts)::bigint,"
             " c.relkind = 'r' and exists (select from pg_inherits where inhparent = c.oid)"
             " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
             " where lower(n.nspname) = lower(%s) and lower(c.relname) = lower(%s)"
@@ -252,6 +255,7 @@ class Snapshot:
                 f"GRANT SELECT ON {relation} and USAGE on its schema TO {self._address.user}.",
                 table=table.name,
             )
+        self._hold(table, oid, relation)
         columns, extra = self._match_columns(table, oid, enforced=kind in ("r", "p") and not inherited)
         if kind in ("v", "f"):
             ((rows,),) = self._query(f"select count(*) from {relation}", table=table)
@@ -259,6 +263,23 @@ class Snapshot:
             rows = max(tuples, size // 200)
         unique = not inherited and self._unique(oid, {columns[c.name].name for c in table.key})
         return SourceTable(relation, columns, extra, unique, int(rows))
+
+    def _hold(self, table: BronzeTable, oid: int, relation: str) -> None:
+        """Keep the table from being truncated or rewritten while the snapshot lives.
+
+        To a snapshot that is older than a TRUNCATE the table is empty: every key would be called deleted.
+        """
+        self._query(f"select from {relation} limit 0", table=table)
+        ((rewritten,),) = self._query(
+            "select coalesce(bool_or(c.relfilenode <> pg_relation_filenode(c.oid)), false)"
+            " from pg_class c where c.relkind in ('r', 'm')"
+            " and c.oid in (select %s::oid union select relid from pg_partition_tree(%s))",
+            (oid, oid),
+            table=table,
+        )
+        if rewritten:
+            self.close()
+            raise self._address.unreachable(f"{relation} was rewritten after the snapshot was taken.", table.name)
 
     def count(self, source: SourceTable, scope: Scope) -> int:
         """Rows of the scope, exactly."""
