@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from bronze_assets.errors import BronzeError
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.quality import KEY_UNIQUE, rules
 from bronze_assets.table import SOURCE_SYSTEM, BronzeTable, Impact
 
@@ -365,8 +365,8 @@ def write_failure(
 
 def has_success(lake: Lakehouse, table: BronzeTable, batch_id: str) -> bool:
     """Whether the audit log has the SUCCESS row of a batch."""
-    rows = lake.rows(table.schema, AUDIT_LOG, ["table_name", "batch_id", "status"])
-    return {"table_name": table.name, "batch_id": batch_id, "status": "SUCCESS"} in rows
+    same = f"table_name = {sql_literal(table.name)} and batch_id = {sql_literal(batch_id)} and status = 'SUCCESS'"
+    return bool(lake.rows(table.schema, AUDIT_LOG, ["audit_id"], same))
 
 
 def safe_message(error: BaseException) -> str:

@@ -22,12 +22,13 @@ import pyarrow as pa
 
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import TableBusy
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.sources.postgres import Scope
 from bronze_assets.table import BronzeTable
 
 BATCHES = "bz_batches"
 LEASES = "bz_leases"
+_RECORDS_OF = dt.timedelta(days=7)
 
 _TIME = pa.timestamp("us", tz="UTC")
 _EVENT = pa.schema(
@@ -100,14 +101,23 @@ class Batch:
 
 
 class BatchLog:
-    """The batches of one table, read once and kept in step with what is appended."""
+    """The batches of one table, read once and kept in step with what is appended.
 
-    def __init__(self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime]) -> None:
+    Args:
+        partition: whose records are wanted; of other partitions only those of the last days are read.
+    """
+
+    def __init__(self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime], partition: str) -> None:
         self._lake = lake
         self._table = table
         self._clock = clock
         self.batches: list[Batch] = []
-        rows = [row for row in lake.rows(table.schema, BATCHES) if row["table_name"] == table.name]
+        # The log grows by four events a load, and the records are nearly all of it.
+        recent = (clock() - _RECORDS_OF).isoformat()
+        wanted = f"partition_key = {sql_literal(partition)} or event_time > to_timestamp({sql_literal(recent)})"
+        columns = [name for name in _EVENT.names if name != "record"]
+        columns.append(f"case when {wanted} then record end as record")
+        rows = lake.rows(table.schema, BATCHES, columns, f"table_name = {sql_literal(table.name)}")
         for row in sorted(rows, key=lambda r: r["event_time"]):
             self._apply(row)
 
@@ -204,6 +214,9 @@ class BatchLog:
             )
             self.batches.append(batch)
         assert batch is not None, f"event {row['event']} of {row['batch_id']} without a begin"
+        if row["attempt"] < batch.attempt:
+            # Of a process that was paused, and woke up when another had taken over its batch.
+            return
         batch.events.append(row["event"])
         if row["record"]:
             batch.record = LoadRecord.from_json(row["record"])
@@ -267,7 +280,7 @@ def _wait_until_still(lake: Lakehouse, table: BronzeTable, holder: dict[str, Any
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(1.0, seconds / 10))
-        (now,) = [r for r in lake.rows(table.schema, LEASES) if r["table_name"] == table.name]
+        (now,) = lake.rows(table.schema, LEASES, where=f"table_name = {sql_literal(table.name)}")
         if now["released"]:
             return
         if (now["token"], now["beat"]) != (holder["token"], holder["beat"]):

@@ -3,16 +3,20 @@
 Bronze and quarantine rows go through Spark. The small control tables (batches, leases, audit log) and everything that
 only looks at a table's log go through delta-rs, which needs no JVM and takes milliseconds.
 
-Every commit of rows carries `userMetadata = <batch_id>` and is fenced: `txnVersion` is one more than that of the table
+Every commit of rows carries `userMetadata = <batch_id> <token>`, a token for each attempt, since a process that was
+paused may wake up when another has committed the same batch. It is fenced: `txnVersion` is one more than that of the table
 at the base version, so that a load whose base has been overtaken commits nothing, which its absence from the history
 then tells. (Counted in loads and not in table versions: an OPTIMIZE between two bases would let both commit.)
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,9 @@ _PROPERTIES = {
     "delta.enableChangeDataFeed": "true",
 }
 _OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
+logger = logging.getLogger(__name__)
+
+TIDY_EVERY = 100
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -148,14 +155,7 @@ class Lakehouse:
         path = str(self.path(schema, name))
         if not DeltaTable.is_deltatable(path):
             return None
-        table = DeltaTable(path)
-        newer = table.version() - after
-        if newer <= 0:
-            return None
-        for commit in table.history(newer):
-            if commit["version"] > after and commit.get("userMetadata") == batch_id:
-                return int(commit["version"])
-        return None
+        return _version_marked(path, lambda mark: mark.split(" ")[0] == batch_id, after)
 
     def append(
         self,
@@ -184,9 +184,10 @@ class Lakehouse:
         path = str(self.path(table.schema, table.name))
         loads = f"bronze/{table.name}"
         before = DeltaTable(path, version=base).transaction_version(loads)
+        own = f"{batch_id} {uuid.uuid4().hex}"
         writer = (
             frame.write.format("delta")
-            .option("userMetadata", batch_id)
+            .option("userMetadata", own)
             .option("txnAppId", loads)
             .option("txnVersion", 1 if before is None else before + 1)
             .option("mergeSchema", str(new_columns).lower())
@@ -202,7 +203,7 @@ class Lakehouse:
             if _OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
-        version = self.committed(table.schema, table.name, batch_id, after=base)
+        version = _version_marked(path, lambda mark: mark == own, base)
         if version is None:
             raise self._stale(table)
         return version
@@ -229,7 +230,9 @@ class Lakehouse:
                     f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
                     " and q.row_hash = n.row_hash and q.rule_set = n.rule_set"
                     " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
-                    " q.sightings = q.sightings + 1, q.rows_in_batch = n.rows_in_batch"
+                    # A batch is one sighting, however often it is done again.
+                    " q.sightings = q.sightings + if(q.last_batch_id = n.last_batch_id, 0, 1),"
+                    " q.rows_in_batch = n.rows_in_batch"
                     " when not matched then insert *"
                 )
             finally:
@@ -254,15 +257,23 @@ class Lakehouse:
             write_deltalake(path, data, mode="append")
 
         _retry(commit, name)
+        _tidy(path, compact=True)
 
-    def rows(self, schema: str, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """All rows of a control table; none if it is missing."""
+    def rows(
+        self, schema: str, name: str, columns: Sequence[str] = ("*",), where: str = "true"
+    ) -> list[dict[str, Any]]:
+        """Rows of a control table; none if it is missing.
+
+        Args:
+            columns: SQL expressions.
+            where: SQL condition; see `sql_literal`.
+        """
         path = str(self.path(schema, name))
         if not DeltaTable.is_deltatable(path):
             return []
-        selected = ", ".join(columns) if columns else "*"
         # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
-        reader = QueryBuilder().register("t", DeltaTable(path)).execute(f"select {selected} from t")
+        query = f"select {', '.join(columns)} from t where {where}"
+        reader = QueryBuilder().register("t", DeltaTable(path)).execute(query)
         found: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
         return found
 
@@ -274,20 +285,21 @@ class Lakehouse:
         """
         path = str(self.path(schema, name))
         data = pa.Table.from_pylist([dict(row)], schema=arrow_schema)
-        value = str(row[on]).replace("'", "''")
+        same = f"{on} = {sql_literal(row[on])}"
 
         def commit() -> None:
             self._ensure_control(path, arrow_schema, append_only=False)
             (
                 DeltaTable(path)
-                .merge(data, predicate=f"t.{on} = s.{on} and t.{on} = '{value}'", source_alias="s", target_alias="t")
+                .merge(data, predicate=f"t.{on} = s.{on} and t.{same}", source_alias="s", target_alias="t")
                 .when_matched_update_all(predicate=when)
                 .when_not_matched_insert_all()
                 .execute()
             )
 
         _retry(commit, name)
-        (found,) = [r for r in self.rows(schema, name) if r[on] == row[on]]
+        _tidy(path, compact=False)
+        (found,) = self.rows(schema, name, where=same)
         return found
 
     @staticmethod
@@ -326,6 +338,34 @@ class Lakehouse:
             "load the partition again; loads of one table belong into one Dagster pool.",
             table=table.name,
         )
+
+
+def sql_literal(text: object) -> str:
+    """A text as a literal for `Lakehouse.rows`."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def _tidy(path: str, *, compact: bool) -> None:
+    """Every hundredth commit, put a control table's small files together: each commit of it is a file."""
+    table = DeltaTable(path)
+    if table.version() % TIDY_EVERY:
+        return
+    # delta-rs does not notice two compactions of the same files, whose rows are there twice then (tried, 1.6.6): one
+    # at a time, and none of a table whose rows are replaced.
+    with Path(f"{path}.tidy").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        try:
+            table.update_incremental()
+            if compact:
+                table.optimize.compact()
+            table.vacuum(dry_run=False)
+            table.create_checkpoint()
+        except (DeltaError, OSError) as error:
+            # Files that stay small cost time, not rows; the next hundredth commit comes.
+            logger.debug("%s was not tidied (%s)", path, type(error).__name__)
 
 
 def _retry(commit: Any, name: str, attempts: int = 8) -> None:

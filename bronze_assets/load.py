@@ -216,7 +216,7 @@ class _Attempt:
 
     def load(self) -> LoadRecord:
         table, bench, lake = self.table, self.bench, self.bench.lake
-        self.log = BatchLog(lake, table, bench.clock)
+        self.log = BatchLog(lake, table, bench.clock, self.partition)
         scope = _scope(table, self.partition, self.started)
         unfinished = self._settle()
         snapshot = bench.source.snapshot()
@@ -360,7 +360,8 @@ class _Attempt:
         """Audit row and end of a batch whose rows are all in the lake."""
         record = replace(record, ended=max(record.ended, self.bench.clock() if not batch.done else record.ended))
         if "audited" not in batch.events:
-            if not audit.has_success(self.bench.lake, self.table, batch.id):
+            # Only an attempt that was killed between the audit row and its event has one already.
+            if not (record.resumed and audit.has_success(self.bench.lake, self.table, batch.id)):
                 audit.write_success(self.bench.lake, self.table, record, run_id=self.run.id, trigger=self.run.trigger)
             self.log.note(batch, "audited", run_id=self.run.id)
         self.log.note(batch, "done", run_id=self.run.id, record=record)
@@ -655,7 +656,7 @@ def _dry_run(
     scope = _scope(table, partition, started)
     snapshot = bench.source.snapshot()
     source = _contract(table, snapshot, scope, options)
-    log = BatchLog(bench.lake, table, bench.clock)
+    log = BatchLog(bench.lake, table, bench.clock, partition)
     position = source_position(log.epoch(snapshot.epoch), snapshot.lsn, 0)
     with snapshot.reading(table):
         walk = _Walk(table, bench, scope, snapshot, source, options)

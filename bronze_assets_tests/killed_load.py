@@ -81,7 +81,7 @@ def _stand_still_at(point: str, reached: Path) -> None:
         setattr(owner, name, stopping)
 
     after(BatchLog, "begin", lambda *_, **__: "begun noted")
-    after(BatchLog, "note", lambda self, batch, event, **_: f"{event} noted")
+    after(BatchLog, "note", lambda *args, **_: f"{args[2]} noted")
     after(Lakehouse, "append", lambda *_, **__: "rows committed")
     after(Lakehouse, "quarantine", lambda *_, **__: "quarantine committed")
     after(audit, "write_success", lambda *_, **__: "audit row written")

@@ -1,4 +1,4 @@
-"""A load killed from outside between any two commits, paused, or met by another one: what a new Dagster run makes of it.
+"""A load killed from outside between any two commits, paused, or met by another: what a new Dagster run makes of it.
 
 The killed process is a real one with a JVM of its own (`killed_load`); each has its own copy of one prepared lake.
 """
@@ -280,7 +280,6 @@ def test_a_load_killed_between_any_two_commits_and_run_anew_leaves_what_an_undis
 ) -> None:
     point, settings = killed[0], copied(killed[1], tmp_path / "home")
     killed_run = events(settings)[-1]["run_id"]
-    assert [event["event"] for event in events(settings) if event["run_id"] == killed_run][0] == "begun"
 
     metadata = load_anew(settings)
 
@@ -290,7 +289,7 @@ def test_a_load_killed_between_any_two_commits_and_run_anew_leaves_what_an_undis
     added = list(state.audit)
     for row in undisturbed.audit:
         added.remove(row)
-    # Where all rows of the batch were in the lake, it was finished, and the new run then loaded what came after: nothing.
+    # Where all its rows were in the lake, the batch was finished, and the new run loaded what came after: nothing.
     again = point in DONE_AGAIN
     expected = [(f"{D1}/1", "FAILED")] if point in NOT_AUDITED else []
     expected += [] if again else [(f"{D1}/2", "SUCCESS")]
@@ -360,8 +359,8 @@ def test_a_batch_never_holds_rows_of_two_states_of_the_source(
         load_anew(straight)
         expected = State.of(straight)
         assert (state.rows, state.quarantine) == (expected.rows, expected.quarantine)
-        # 1, 2, 3 and 10 changed; 4 and 31, gone and added only in between, are as if nothing had been.
-        assert [row[0] for row in state.of_batch(f"{D1}/1")] == [1, 10, 2, 3]
+        # 1, 2, 3, 4 and 10 changed; 31, there only in between, is as if it had never been.
+        assert [row[0] for row in state.of_batch(f"{D1}/1")] == [1, 10, 2, 3, 4]
 
 
 def test_of_two_processes_that_load_a_table_at_once_one_is_refused_by_name(

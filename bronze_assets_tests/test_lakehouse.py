@@ -1,0 +1,64 @@
+"""Control tables: many small commits stay readable, and readers are not disturbed by the tidying."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from bronze_assets import lakehouse
+from bronze_assets.lakehouse import Lakehouse, sql_literal
+
+SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
+
+
+def test_a_control_table_keeps_every_row_while_its_small_files_are_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lakehouse, "TIDY_EVERY", 10)
+    lake = Lakehouse(tmp_path / "a lake")
+
+    for number in range(25):
+        lake.append_rows("schema", "log", SCHEMA, [{"name": "it's", "number": number}])
+
+    quoted = sql_literal("it's")
+    found = lake.rows("schema", "log", ["number"], f"name = {quoted} and number >= 5")
+    assert sorted(row["number"] for row in found) == list(range(5, 25))
+    assert lake.rows("schema", "log", where="name = 'other'") == []
+    files = DeltaTable(str(lake.path("schema", "log"))).file_uris()
+    assert len(files) < 12
+
+
+def test_rows_that_several_writers_append_at_once_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lakehouse, "TIDY_EVERY", 5)
+    lake = Lakehouse(tmp_path)
+
+    def append(writer: int) -> None:
+        for number in range(8):
+            lake.append_rows("schema", "log", SCHEMA, [{"name": str(writer), "number": number}])
+
+    threads = [threading.Thread(target=append, args=(writer,)) for writer in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    found = sorted((row["name"], row["number"]) for row in lake.rows("schema", "log"))
+    assert found == [(str(writer), number) for writer in range(3) for number in range(8)]
+
+
+def test_a_row_is_replaced_only_where_the_condition_holds(tmp_path: Path) -> None:
+    lake = Lakehouse(tmp_path)
+
+    def put(name: str, number: int) -> int:
+        row = {"name": name, "number": number}
+        return int(lake.merge_row("schema", "keyed", SCHEMA, row, on="name", when="s.number > t.number")["number"])
+
+    assert put("a", 2) == 2
+    assert put("b", 1) == 1
+    assert put("a", 1) == 2
+    assert put("a", 3) == 3
+    assert sorted(row["number"] for row in lake.rows("schema", "keyed")) == [1, 3]
