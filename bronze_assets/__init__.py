@@ -11,7 +11,8 @@ Words, the same in code, docs, errors and the UI:
 - **quarantine**: the rows that could not be loaded, with their reasons.
 - **record**: `LoadRecord`, what one load did; source of the audit row, the metadata and the check results.
 
-Map, in the order a row meets it: `settings` and `engine` give the session, `catalog` says what is ingested
-(`table` is its vocabulary), `sources` reads it, `quality` judges it, `load` walks it, `lakehouse` writes it,
-`audit` records it, `orchestration` shows it in Dagster (`definitions` wires that), `demo` tries it all out.
+Map, in the order a row meets it: `settings` and `engine` give the session, `catalog` says what is ingested (`table` is
+its vocabulary), `sources` reads it, `quality` judges it, `frames` compares it with what is there, `load` walks a batch
+through them, `batches` remembers how far it came, `lakehouse` writes, `audit` records, `orchestration` shows it in
+Dagster (`definitions` wires that), `demo` tries it all out.
 """

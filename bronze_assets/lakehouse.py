@@ -4,9 +4,9 @@ Bronze and quarantine rows go through Spark. The small control tables (batches, 
 only looks at a table's log go through delta-rs, which needs no JVM and takes milliseconds.
 
 Every commit of rows carries `userMetadata = <batch_id> <token>`, a token for each attempt, since a process that was
-paused may wake up when another has committed the same batch. It is fenced: `txnVersion` is one more than that of the table
-at the base version, so that a load whose base has been overtaken commits nothing, which its absence from the history
-then tells. (Counted in loads and not in table versions: an OPTIMIZE between two bases would let both commit.)
+paused may wake up when another has committed the same batch. It is fenced: `txnVersion` is one more than that of the
+table at the base version, so that a load whose base has been overtaken commits nothing, which its absence from the
+history then tells. (Counted in loads and not in table versions: an OPTIMIZE between two bases would let both commit.)
 """
 
 from __future__ import annotations
@@ -382,6 +382,16 @@ def _retry(commit: Any, name: str, attempts: int = 8) -> None:
                 f"the control table {name} cannot be written ({type(error).__name__}).",
                 "check the lake folder's free space and permissions.",
             ) from error
+
+
+def _version_marked(path: str, wanted: Callable[[str], bool], after: int) -> int | None:
+    """The latest version after `after` whose `userMetadata` is wanted; None if there is none."""
+    table = DeltaTable(path)
+    newer = table.version() - after
+    for commit in table.history(newer) if newer > 0 else []:
+        if commit["version"] > after and wanted(commit.get("userMetadata") or ""):
+            return int(commit["version"])
+    return None
 
 
 def _literal(text: str) -> str:

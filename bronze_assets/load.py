@@ -10,36 +10,26 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import logging
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
-from pyspark.sql import Column as SparkColumn
-from pyspark.sql import DataFrame, Observation, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets import audit, engine, quality
-from bronze_assets.audit import LoadRecord, RuleCount
+from bronze_assets import audit, engine
+from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog, lease
 from bronze_assets.errors import ConservationError, LoadRefused, PartitionRefused
-from bronze_assets.lakehouse import QUARANTINE, Lakehouse
+from bronze_assets.frames import ACTIVE, Frames
+from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.settings import Settings, resolve_secret
 from bronze_assets.sources.postgres import FULL, PostgresSource, Scope, Snapshot, SourceTable
-from bronze_assets.table import METADATA_COLUMNS, SOURCE_SYSTEM, BronzeTable, Cadence
+from bronze_assets.table import BronzeTable, Cadence
 
 logger = logging.getLogger(__name__)
-
-ACTIVE = "ACTIVE"
-DELETED = "DELETED"
-# Numbers, since every row's is compared several times.
-_OUTCOMES = {"loaded": 0, "quarantined": 1, "duplicates": 2, "unchanged": 3, "deleted": 4}
-_OUTCOME = "__outcome"
-_READ = "__read"
-_LATEST = "__latest"
-EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -326,27 +316,27 @@ class _Attempt:
         position = source_position(batch.epoch, snapshot.lsn, 0)
         logger.info("%s: batch %s: reading %s", table.name, batch_id, scope)
         with snapshot.reading(table):
-            walk = _Walk(table, self.bench, scope, snapshot, source, self.options)
-            judged = walk.judged()
+            frames = _frames(table, self.bench, scope, snapshot, source, self.options)
+            judged = frames.judged()
             versions = None
             if size.rows:
                 versions = lake.read(session, table.schema, table.name, version=size.version).where(
                     (F.col("batch_id") != batch_id) & (F.col("source_position") <= position)
                 )
-            counted, observation = walk.counted(walk.outcomes(judged, versions))
+            counted, observation = frames.counted(frames.outcomes(judged, versions))
             version = lake.append(
-                walk.versions(counted, batch_id, position, started),
+                frames.versions(counted, batch_id, position, started),
                 table,
                 batch_id,
                 base=size.version,
                 replace=replaces,
-                new_columns=bool(walk.extra),
+                new_columns=bool(frames.extra),
             )
-            record = walk.record(observation.get, self.partition, batch_id, started, self.bench.clock(), position)
+            record = frames.record(observation.get, self.partition, batch_id, started, self.bench.clock(), position)
             record = self._measured(replace(record, resumed=batch.attempt > 1, delta_version=version))
             self._stage(batch, "main", record, record.loaded + record.deleted)
             if record.quarantined:
-                held = lake.quarantine(walk.quarantine(judged, batch_id, position, started), table, batch_id)
+                held = lake.quarantine(frames.quarantine(judged, batch_id, position, started), table, batch_id)
                 if held != record.quarantined:
                     raise ConservationError(
                         f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",
@@ -396,242 +386,6 @@ class _Attempt:
         logger.info("%s: batch %s: %s committed, %d rows, %.1f s", self.table.name, batch.id, stage, rows, seconds)
 
 
-class _Walk:
-    """The frames of one batch: read and judged once, then split into versions, counts and quarantine."""
-
-    def __init__(
-        self,
-        table: BronzeTable,
-        bench: Workbench,
-        scope: Scope,
-        snapshot: Snapshot,
-        source: SourceTable,
-        options: Options,
-    ) -> None:
-        self.table = table
-        self.session = bench.session
-        self.scope = scope
-        self.snapshot = snapshot
-        self.options = options
-        self.keys = [c.name for c in table.key]
-        self.new_columns = tuple(source.extra)
-        # Nobody has said whether a new column is personal; until the protection of unclassified columns exists,
-        # it stays out of a table that holds personal data.
-        self.extra = () if table.has_personal_data else self.new_columns
-        self.source = replace(source, extra={name: source.extra[name] for name in self.extra})
-        self.today = bench.clock().astimezone(ZoneInfo(bench.settings.business_time_zone)).date()
-        self.connections = options.read_connections or bench.settings.read_connections
-
-    def judged(self) -> DataFrame:
-        """The scope's rows with broken rules, score and hash."""
-        frame = self.snapshot.read(self.session, self.source, self.table, self.scope, self.connections)
-        return quality.judge(frame, self.table, extra=self.extra, today=self.today).withColumn(_READ, F.lit(True))
-
-    def outcomes(self, judged: DataFrame, versions: DataFrame | None) -> DataFrame:
-        """The judged rows with their outcome, and a row `deleted` for each key that is gone from the source."""
-        duplicate = F.lit(False)
-        if not self.source.unique:
-            ranked = Window.partitionBy(*self.keys).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
-            judged = judged.withColumn("__rank", F.row_number().over(ranked))
-            duplicate = F.col("__rank") > 1
-        unchanged = F.lit(False)
-        gone = F.lit(False)
-        if versions is not None:
-            judged, gone = self._with_latest(judged, versions)
-            latest = F.col(_LATEST)
-            same = F.col("record_hash") == latest["record_hash"]
-            if self.options.full_compare:
-                names = [c.name for c in self.table.columns if not c.key]
-                same = functools.reduce(operator.and_, (F.col(n).eqNullSafe(latest[n]) for n in names), same)
-            unchanged = F.coalesce((latest["record_status"] == ACTIVE) & same, F.lit(False))
-        return judged.withColumn(
-            _OUTCOME,
-            F.when(F.col(_READ).isNull(), F.when(gone, _OUTCOMES["deleted"]))
-            .when(F.col(quality.QUARANTINED), _OUTCOMES["quarantined"])
-            .when(duplicate, _OUTCOMES["duplicates"])
-            .when(unchanged, _OUTCOMES["unchanged"])
-            .otherwise(_OUTCOMES["loaded"]),
-        )
-
-    def _with_latest(self, judged: DataFrame, versions: DataFrame) -> tuple[DataFrame, SparkColumn]:
-        """Join each key's latest version; says which of the keys without a source row are gone."""
-        compared = ["record_hash", "record_status"]
-        if self.options.full_compare:
-            compared += [c.name for c in self.table.columns if not c.key]
-        if self.scope.kind == "day" and self.scope.column not in compared:
-            compared.append(str(self.scope.column))
-        if self.scope.kind == "range":
-            versions = versions.where(self.scope.condition())
-        latest = versions.groupBy(*(F.col(k).alias(_stored(k)) for k in self.keys)).agg(
-            F.max_by(F.struct(*compared), F.struct("source_position", "load_timestamp")).alias(_LATEST)
-        )
-        active = F.col(_LATEST)["record_status"] == ACTIVE
-        gone = active
-        if self.scope.kind == "day":
-            in_day = active & self._day(F.col(_LATEST)[str(self.scope.column)])
-            gone = in_day
-            candidates = latest.where(in_day).join(judged, self._on(), "left_anti")
-            first = _stored(self.keys[0])
-            found = candidates.agg(F.count(F.lit(1)), F.min(first), F.max(first)).first()
-            if found is not None and found[0]:
-                # Its date may have moved: a key is gone only when the source has it on no day at all.
-                present = self.snapshot.read_keys(self.session, self.source, self.table, found[1], found[2])
-                present = present.select(*(F.col(k).alias(f"__present_{k}") for k in self.keys))
-                latest = latest.join(
-                    present,
-                    [F.col(_stored(k)) == F.col(f"__present_{k}") for k in self.keys],
-                    "left",
-                )
-                gone = in_day & F.col(f"__present_{self.keys[0]}").isNull()
-        return judged.join(latest, self._on(), "full_outer"), gone
-
-    def _day(self, value: SparkColumn) -> SparkColumn:
-        return (value >= F.lit(self.scope.low)) & (value < F.lit(self.scope.high))
-
-    def _on(self) -> list[SparkColumn]:
-        return [F.col(k) == F.col(_stored(k)) for k in self.keys]
-
-    def counted(self, outcomes: DataFrame) -> tuple[DataFrame, Observation]:
-        """The same rows, and the counts that are known once they have been written."""
-        # Each count costs time for every row: what cannot be (duplicates of a unique key, NULLs in a NOT NULL column,
-        # deletions from an empty table) is not counted.
-        compared = _LATEST in outcomes.columns
-        read = F.col(_READ).isNotNull() if compared else F.lit(True)
-        possible = ["loaded", "quarantined"]
-        possible += [] if self.source.unique else ["duplicates"]
-        possible += ["unchanged", "deleted"] if compared else []
-        counts = [
-            F.count(F.col(_READ)).alias("read"),
-            F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"),
-        ]
-        counts += [F.count_if(F.col(_OUTCOME) == _OUTCOMES[outcome]).alias(outcome) for outcome in possible]
-        rules = quality.rules(self.table)
-        warned = [F.col(quality.broken_column(rule.name)) for rule in rules if not rule.quarantines]
-        if warned:
-            any_warned = functools.reduce(operator.or_, warned) & ~F.col(quality.QUARANTINED)
-            counts.append(F.count_if(any_warned).alias("warned"))
-        broken = {rule.name: f"`{quality.broken_column(rule.name)}`" for rule in rules}
-        if "duplicates" in possible:
-            broken[quality.KEY_UNIQUE] = f"{_OUTCOME} = {_OUTCOMES['duplicates']}"
-        for name, condition in broken.items():
-            counts.append(F.count_if(F.expr(condition)).alias(f"broken {name}"))
-            counts.append(self._examples(condition).alias(f"examples {name}"))
-        for column in self.table.columns:
-            if not self.source.columns[column.name].not_null:
-                null = quality.is_null(column.name, outcomes.columns)
-                counts.append(F.count_if(read & null).alias(f"null {column.name}"))
-        observation = Observation()
-        return outcomes.observe(observation, *counts), observation
-
-    def _examples(self, condition: str) -> SparkColumn:
-        # Ordered by a hash, so that the same rows give the same examples whatever order Spark reads them in.
-        key = "concat_ws(', ', " + ", ".join(f"cast(`{k}` as string)" for k in self.keys) + ")"
-        shown = f"{condition} and `{self.keys[0]}` is not null"
-        return F.expr(f"min_by({key}, case when {shown} then xxhash64({key}) end, {EXAMPLES})")
-
-    def versions(self, counted: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
-        """The row versions to write: loaded rows, and a bare `DELETED` version of each key that is gone."""
-        deleted = F.col(_OUTCOME) == _OUTCOMES["deleted"]
-        stored = set(counted.columns)
-        source = [
-            (F.coalesce(F.col(k), F.col(_stored(k))) if _stored(k) in stored else F.col(k)).alias(k) for k in self.keys
-        ]
-        source += [F.col(c.name) for c in self.table.columns if not c.key]
-        metadata = {
-            "load_timestamp": F.lit(now),
-            "update_timestamp": F.lit(now),
-            "source_system": F.lit(SOURCE_SYSTEM),
-            "record_status": F.when(deleted, DELETED).otherwise(ACTIVE),
-            "data_quality_score": F.when(~deleted, F.col("data_quality_score")),
-            "batch_id": F.lit(batch_id),
-            "file_name": F.lit(None).cast("string"),
-            "record_hash": F.when(~deleted, F.col("record_hash")),
-            "source_position": F.lit(position),
-        }
-        return counted.where(F.col(_OUTCOME).isin(_OUTCOMES["loaded"], _OUTCOMES["deleted"])).select(
-            *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra
-        )
-
-    def quarantine(self, judged: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
-        """The quarantined rows, identical ones together, with the columns of `lakehouse.QUARANTINE`."""
-        columns = judged.columns
-        identity = ["row_key", "row_hash", "rule_set"]
-        bad = judged.where(F.col(quality.QUARANTINED)).select(
-            quality.key_text(self.table).alias("row_key"),
-            quality.row_hash(judged, self.table, self.extra).alias("row_hash"),
-            F.lit(quality.fingerprint(self.table)).alias("rule_set"),
-            quality.raw_row(self.table, columns, self.extra).alias("raw_row"),
-            quality.reasons(self.table, columns).alias("reasons"),
-        )
-        constants = {
-            "batch_id": F.lit(batch_id),
-            "source_system": F.lit(SOURCE_SYSTEM),
-            "source_position": F.lit(position),
-            "file_name": F.lit(None).cast("string"),
-            "first_seen": F.lit(now),
-            "last_seen": F.lit(now),
-            "last_batch_id": F.lit(batch_id),
-            "sightings": F.lit(1).cast("long"),
-        }
-        return (
-            bad.groupBy(*identity)
-            .agg(
-                F.any_value("raw_row").alias("raw_row"),
-                F.any_value("reasons").alias("reasons"),
-                F.count(F.lit(1)).alias("rows_in_batch"),
-            )
-            .withColumns(constants)
-            .select(*QUARANTINE.names)
-        )
-
-    def record(
-        self,
-        counts: Mapping[str, object],
-        partition: str,
-        batch_id: str,
-        started: dt.datetime,
-        ended: dt.datetime,
-        position: str,
-    ) -> LoadRecord:
-        """The record of the pass that counted."""
-
-        def number(name: str) -> int:
-            value = counts.get(name)
-            return value if isinstance(value, int) else 0
-
-        def examples(name: str) -> tuple[str, ...]:
-            value = counts.get(f"examples {name}")
-            return tuple(str(item) for item in value) if isinstance(value, (list, tuple)) else ()
-
-        found = {
-            rule.name: RuleCount(number(f"broken {rule.name}"), examples(rule.name))
-            for rule in quality.rules(self.table)
-        }
-        found[quality.KEY_UNIQUE] = RuleCount(number(f"broken {quality.KEY_UNIQUE}"), examples(quality.KEY_UNIQUE))
-        return LoadRecord(
-            table=self.table.name,
-            schema=self.table.schema,
-            partition=partition,
-            batch_id=batch_id,
-            scope=str(self.scope),
-            started=started,
-            ended=ended,
-            source_position=position,
-            read=number("read"),
-            loaded=number("loaded"),
-            quarantined=number("quarantined"),
-            duplicates=number("duplicates"),
-            unchanged=number("unchanged"),
-            deleted=number("deleted"),
-            warned=number("warned"),
-            score_sum=number("score_sum"),
-            rules=found,
-            nulls={c.name: number(f"null {c.name}") for c in self.table.columns},
-            new_columns=self.new_columns,
-            left_out=tuple(name for name in self.new_columns if name not in self.extra),
-        )
-
-
 def source_position(epoch: int, lsn: int, sequence: int) -> str:
     """Fixed width, so that text order is source order: epoch / LSN as 16 hex digits / sequence in the transaction."""
     return f"{epoch:04d}/{lsn:016X}/{sequence:010d}"
@@ -650,6 +404,22 @@ def _contract(table: BronzeTable, snapshot: Snapshot, scope: Scope, options: Opt
     return source
 
 
+def _frames(
+    table: BronzeTable, bench: Workbench, scope: Scope, snapshot: Snapshot, source: SourceTable, options: Options
+) -> Frames:
+    settings = bench.settings
+    return Frames(
+        bench.session,
+        table,
+        snapshot,
+        source,
+        scope,
+        today=bench.clock().astimezone(ZoneInfo(settings.business_time_zone)).date(),
+        connections=options.read_connections or settings.read_connections,
+        full_compare=options.full_compare,
+    )
+
+
 def _dry_run(
     table: BronzeTable, partition: str, bench: Workbench, options: Options, started: dt.datetime
 ) -> LoadRecord:
@@ -659,15 +429,11 @@ def _dry_run(
     log = BatchLog(bench.lake, table, bench.clock, partition)
     position = source_position(log.epoch(snapshot.epoch), snapshot.lsn, 0)
     with snapshot.reading(table):
-        walk = _Walk(table, bench, scope, snapshot, source, options)
+        frames = _frames(table, bench, scope, snapshot, source, options)
         versions = None
         if bench.lake.exists(table.schema, table.name):
             versions = bench.lake.read(bench.session, table.schema, table.name)
-        counted, observation = walk.counted(walk.outcomes(walk.judged(), versions))
+        counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
         counted.write.format("noop").mode("overwrite").save()
-    record = walk.record(observation.get, partition, log.next_id(partition), started, bench.clock(), position)
+    record = frames.record(observation.get, partition, log.next_id(partition), started, bench.clock(), position)
     return replace(record, dry_run=True)
-
-
-def _stored(key: str) -> str:
-    return f"__stored_{key}"
