@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 from pyspark.sql import functions as F
 
 from bronze_assets.catalog import TABLES
+from bronze_assets.demo import home
 from bronze_assets.demo.report import line_of, render
 from bronze_assets.errors import BronzeError, LakeError
-from bronze_assets.load import Workbench, current
+from bronze_assets.load import Run, Workbench, current, reach_source
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 
@@ -32,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_parser.add_argument("--limit", type=int, default=20, help="rows at most (default 20)")
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
+    # `kill` and a closed terminal end a load as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         settings = Settings.from_environment()
         if options.command == "load":
@@ -48,15 +55,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def load_all(settings: Settings) -> int:
     """Materialise the current partition of every table and print the report; returns the exit code."""
+    settings.require_local()
+    home.mark(settings.home)
+    began = time.monotonic()
+    with Workbench.open(settings, say=_say) as bench:
+        waits = [seconds * random.uniform(0.5, 1.5) for seconds in (5, 10, 20)]
+        reach_source(bench, TABLES, Run("not begun", "cli"), waits=waits)
     # Imported late: only this command needs Dagster.
     from bronze_assets.orchestration.launch import load_current
 
-    began = time.monotonic()
-    outcomes = load_current(settings, lambda line: print(line, flush=True))
+    outcomes = load_current(settings, _say)
     lines = [line_of(outcome) for outcome in outcomes]
     print()
     print(render(lines, lake=settings.lake, seconds=time.monotonic() - began, colour=sys.stdout.isatty()))
     return 1 if any(line.error is not None for line in lines) else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: bool, limit: int) -> int:

@@ -373,6 +373,8 @@ def safe_message(error: BaseException) -> str:
     """What may be kept of an error: our own words, else its kind, since a foreign message may quote a row's values."""
     if isinstance(error, BronzeError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "The load was interrupted. Fix: none needed, the next load finishes or takes back what was begun."
     condition = getattr(error, "getCondition", lambda: None)()
     return f"{type(error).__name__}{f' [{condition}]' if condition else ''}; the run's log has the details."
 

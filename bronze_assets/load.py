@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
@@ -22,7 +23,7 @@ from pyspark.sql import types as T
 from bronze_assets import audit, engine
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog, lease
-from bronze_assets.errors import ConservationError, LoadRefused, PartitionRefused
+from bronze_assets.errors import BronzeError, ConservationError, LoadRefused, PartitionRefused
 from bronze_assets.frames import ACTIVE, Frames
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.settings import Settings, resolve_secret
@@ -76,7 +77,7 @@ class Workbench:
         self.settings = settings
         self.clock = clock
         self.lake = Lakehouse(settings.lake)
-        self._say = say
+        self.say = say
 
     @classmethod
     @contextmanager
@@ -91,7 +92,7 @@ class Workbench:
     @functools.cached_property
     def session(self) -> SparkSession:
         """The process's Spark session."""
-        return engine.start_session(self.settings, say=self._say)
+        return engine.start_session(self.settings, say=self.say)
 
     @functools.cached_property
     def source(self) -> PostgresSource:
@@ -130,6 +131,42 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
     except BaseException as error:
         attempt.record_failure(error)
         raise
+
+
+def reach_source(bench: Workbench, tables: Sequence[BronzeTable], run: Run, *, waits: Sequence[float]) -> None:
+    """Make sure that the source answers, before each of many tables finds out by itself.
+
+    Args:
+        tables: that are to be loaded; each gets a FAILED audit row if the source cannot be had.
+        waits: seconds before each further try at a source that does not answer.
+
+    Raises:
+        BronzeError: the source cannot be had.
+    """
+    started = bench.clock()
+    source = bench.source
+    for wait in (*waits, None):
+        try:
+            source.snapshot()
+            return
+        except BronzeError as error:
+            if error.retryable and wait is not None:
+                bench.say(f"{error} Trying again in {wait:.0f} s.")
+                time.sleep(wait)
+                continue
+            for table in tables:
+                bench.lake.check_writable(table)
+                audit.write_failure(
+                    bench.lake,
+                    table,
+                    str(error),
+                    started=started,
+                    ended=bench.clock(),
+                    batch_id=None,
+                    run_id=run.id,
+                    trigger=run.trigger,
+                )
+            raise
 
 
 def current_partition(cadence: Cadence, now: dt.datetime) -> str:

@@ -120,6 +120,13 @@ class Settings:
             search_path=environ.get("PATH"),
         )
 
+    def require_local(self) -> None:
+        """Raise `SettingsError` unless the environment is local, the only one that can load in this release."""
+        if self.environment is not Environment.LOCAL:
+            raise SettingsError(
+                f"BRONZE_ENV={self.environment} cannot load from this machine.", "unset BRONZE_ENV, or set it to local."
+            )
+
     @property
     def dagster_home(self) -> Path:
         """Dagster's storage folder."""

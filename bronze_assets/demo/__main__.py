@@ -18,17 +18,13 @@ from types import FrameType
 
 import psutil
 
-from bronze_assets.demo import postgres
+from bronze_assets.demo import home, postgres
 from bronze_assets.demo.generate import PLANTED, ensure_sample_data
 from bronze_assets.demo.report import line_of, render
 from bronze_assets.errors import BronzeError, SettingsError
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.settings import Settings
 
 UI_PORT = 3000
-_MARKER = ".bronze-home"
-_MARKER_TEXT = "Made by bronze_assets.demo; `make clean` removes this folder.\n"
-# All that a home holds: a folder with anything else in it is not ours to remove, unless it carries the marker.
-_PARTS = frozenset({"lake", "postgres", "dagster", "jars", "java", "spark", "ui.json"})
 _STOP_SECONDS = 20
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -66,14 +62,14 @@ def say(line: str) -> None:
 
 def demo(settings: Settings) -> int:
     """Load the ten tables from an embedded PostgreSQL with sample data; returns the exit code."""
-    _refuse_other_environments(settings)
+    settings.require_local()
     begin = time.monotonic()
     rows = sum(counts["rows"] for counts in PLANTED.values())
     say(
         f"The demo starts PostgreSQL with {rows:,} sample rows, loads ten bronze tables from it through Dagster and "
         f"Spark,\nand stops what it started. Everything lies in {settings.home}: about 150 MB. Memory: up to 3 GB."
     )
-    _mark(settings.home)
+    home.mark(settings.home)
     settings = dataclasses.replace(settings, source_url=_embedded_url(settings))
     with postgres.running(settings, say) as url:
         ensure_sample_data(url, say)
@@ -89,10 +85,10 @@ def demo(settings: Settings) -> int:
 
 def ui(settings: Settings) -> int:
     """Serve Dagster's UI until Ctrl-C, beside the home's embedded server if it has one; returns the exit code."""
-    _refuse_other_environments(settings)
+    settings.require_local()
     if not (_CHECKOUT / "workspace.yaml").is_file():
         raise SettingsError(f"{_CHECKOUT} holds no workspace.yaml.", "run from a checkout of the project.")
-    _mark(settings.home)
+    home.mark(settings.home)
     process = _running_ui(settings)
     if process is not None:
         raise SettingsError(
@@ -132,7 +128,7 @@ def clean(settings: Settings) -> int:
         return 0
     if postgres.stop(settings):
         say("Stopped PostgreSQL.")
-    if not _is_ours(settings.home):
+    if not home.is_ours(settings.home):
         raise SettingsError(
             f"{settings.home} holds other things than what was made here, so it is not removed.",
             "remove its folders lake, postgres, dagster, jars, java and spark yourself, or check BRONZE_HOME.",
@@ -149,31 +145,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _refuse_other_environments(settings: Settings) -> None:
-    if settings.environment is not Environment.LOCAL:
-        raise SettingsError(
-            f"BRONZE_ENV={settings.environment} has no demo and no local UI.", "unset BRONZE_ENV, or set it to local."
-        )
-
-
 def _embedded_url(settings: Settings) -> str:
     return f"file:{settings.home / 'postgres' / 'source_url'}"
-
-
-def _mark(home: Path) -> None:
-    """Make the home, and mark it as ours if nothing else lies in it."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if _is_ours(home):
-            (home / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(
-            f"BRONZE_HOME={home} cannot be written ({error.strerror}).", "name a folder that can be."
-        ) from None
-
-
-def _is_ours(home: Path) -> bool:
-    return (home / _MARKER).is_file() or all(path.name in _PARTS for path in home.iterdir())
 
 
 @contextlib.contextmanager

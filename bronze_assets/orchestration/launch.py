@@ -113,7 +113,8 @@ def load_current(
 
     def listen(table: BronzeTable, end: LoadRecord | Exception) -> None:
         ends[table.name] = end
-        say(f"{table.name}: {safe_message(end) if isinstance(end, Exception) else _summary(end)}")
+        text = safe_message(end) if isinstance(end, Exception) else _summary(end)
+        say(text if text.startswith(f"{table.name}: ") else f"{table.name}: {text}")
 
     definitions = build_definitions(settings, tables)
     tags = {TRIGGER_TAG: "cli", PROCESS_TAG: process_identity()}

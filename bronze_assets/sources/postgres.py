@@ -487,6 +487,9 @@ class _Address:
         if parts.scheme not in ("postgresql", "postgres"):
             raise SettingsError("BRONZE_SOURCE_URL is not a postgresql:// URL.", fix)
         database = unquote(parts.path.lstrip("/"))
+        # An unencoded `/` in the password ends the host there: what follows is part of the password, not to be shown.
+        if re.search(r"[@/:]", parts.path.lstrip("/")) or "@" in parts.fragment or "@" in parts.query:
+            raise SettingsError("BRONZE_SOURCE_URL is malformed (its database, or an unencoded password).", fix)
         if not parts.hostname or not parts.username or not database:
             raise SettingsError("BRONZE_SOURCE_URL lacks a host, a user or a database.", fix)
         options = dict(parse_qsl(parts.query))

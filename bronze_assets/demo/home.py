@@ -1,0 +1,37 @@
+"""`BRONZE_HOME`: which folder is ours to remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bronze_assets.errors import SettingsError
+
+_MARKER = ".bronze-home"
+_MARKER_TEXT = "Made by bronze_assets; `make clean` removes this folder.\n"
+# All that a home holds. A folder with anything else in it is not ours to remove, nor is one without the marker.
+_PARTS = frozenset({_MARKER, "lake", "postgres", "dagster", "jars", "java", "spark", "bench", "ui.json"})
+
+
+def mark(home: Path) -> None:
+    """Make the home, and mark it as ours if nothing else lies in it.
+
+    Raises:
+        SettingsError: the folder cannot be written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if _holds_only_parts(home):
+            (home / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(
+            f"BRONZE_HOME={home} cannot be written ({error.strerror}).", "name a folder that can be."
+        ) from None
+
+
+def is_ours(home: Path) -> bool:
+    """Whether a demo or a load made this folder, and nobody has put anything else into it."""
+    return (home / _MARKER).is_file() and _holds_only_parts(home)
+
+
+def _holds_only_parts(home: Path) -> bool:
+    return all(path.name in _PARTS for path in home.iterdir())
