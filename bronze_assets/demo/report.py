@@ -135,13 +135,8 @@ def render(
         text.append(paint("Nothing changed: every row that can be loaded is in its table already.", _GREEN))
     troubled = [line for line in lines if line.failed_checks]
     if troubled:
-        text += [
-            "",
-            paint(
-                "Failed checks (what broke a rule is loaded with a lower score or quarantined; see each check in the UI)",
-                _BOLD,
-            ),
-        ]
+        # Breaking a rule stops nothing: the row is loaded with a lower score, or quarantined.
+        text += ["", paint("Failed checks (see each in the UI: how many rows, and examples of their keys)", _BOLD)]
         width = max(len(line.table) for line in troubled)
         text += [f"  {line.table:<{width}}  {', '.join(line.failed_checks)}" for line in troubled]
     if failed:
