@@ -20,7 +20,7 @@ load: install ## Load the ten tables from the server that BRONZE_SOURCE_URL name
 ui: install ## Open Dagster's UI on the same state, until Ctrl-C
 	@$(PY) -m bronze_assets.demo ui
 
-test: install ## Run the tests; ALL=1 runs the slow ones too, as CI does
+test: install ## Run the tests; ALL=1 runs the slow ones too
 	@$(PY) -m pytest $(if $(ALL),,-m "not slow")
 
 lint: install ## Check style, format and types

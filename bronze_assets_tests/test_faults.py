@@ -30,7 +30,10 @@ from bronze_assets.load import Run, Workbench, load
 from bronze_assets.settings import Settings
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
-from bronze_assets_tests.killed_load import POINTS, materialise, ticking
+from bronze_assets_tests.killed_load import POINTS, QUIET, materialise, ticking
+
+# Until a whole run on a quiet machine has passed, these do not hold up `make test`: see docs/adr/0006.
+pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 TODAY = dt.datetime.now(dt.UTC).replace(hour=1, minute=0, second=0, microsecond=0)
 D0, D1, D2 = (f"{(TODAY + dt.timedelta(days=days)).date()}" for days in (-2, 0, 1))
 """The days of the first load, of the killed one and of a late recovery."""
-PATIENCE = 180
+PATIENCE = 300
 
 DONE_AGAIN = ("begun noted", "rows committed", "main noted")
 """Killed after these, not all rows of the batch are in the lake."""
@@ -120,7 +123,7 @@ def sightings(settings: Settings) -> dict[str, int]:
 def load_anew(settings: Settings, now: dt.datetime = TODAY) -> dict[str, Any]:
     """A new Dagster run of the present day, in this process; returns the materialisation's metadata."""
     bench = Workbench(settings, clock=ticking(now))
-    with dg.DagsterInstance.local_temp(str(dagster_folder(settings))) as instance:
+    with dg.DagsterInstance.local_temp(str(dagster_folder(settings)), overrides=QUIET) as instance:
         result = materialise(PRODUCTS, f"{now.date()}", bench, instance)
         bench.close()
         assert result.success
@@ -373,7 +376,7 @@ def test_of_two_processes_that_load_a_table_at_once_one_is_refused_by_name(
         with running(settings, name="other") as other:
             refused = other.end()
         assert refused.startswith("FAILED")
-        assert f"run {holder} on " in other.log.read_text()
+        assert f"bz_products: run {holder} on " in refused
         one.reached.unlink()
         assert one.end() == 'LOADED {"loaded": 4, "unchanged": 16, "deleted": 1}'
     assert State.of(settings).rows == undisturbed.rows
