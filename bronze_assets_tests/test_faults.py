@@ -32,9 +32,6 @@ from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
 from bronze_assets_tests.killed_load import POINTS, QUIET, materialise, ticking
 
-# Until a whole run on a quiet machine has passed, these do not hold up `make test`: see docs/adr/0006.
-pytestmark = pytest.mark.slow
-
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 

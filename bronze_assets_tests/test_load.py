@@ -49,9 +49,6 @@ from bronze_assets.table import BronzeTable, Cadence, column
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
 
-# Until a whole run on a quiet machine has passed, these do not hold up `make test`: see docs/adr/0006.
-pytestmark = pytest.mark.slow
-
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from pyspark.sql import SparkSession

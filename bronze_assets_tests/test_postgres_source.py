@@ -19,12 +19,10 @@ from psycopg2 import errors, sql
 from bronze_assets.demo import postgres
 from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.quality import raw_column
+from bronze_assets.sources import postgres as postgres_source
 from bronze_assets.sources.postgres import FULL, PostgresSource, Scope, Snapshot, SourceTable
 from bronze_assets.table import BronzeTable, Cadence, column
 from bronze_assets_tests.conftest import Server
-
-# Until a whole run on a quiet machine has passed, these do not hold up `make test`: see docs/adr/0006.
-pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -867,29 +865,74 @@ def test_a_connection_lost_under_a_spark_read_is_worth_a_retry(
 
 
 def test_a_readers_connection_lost_alone_is_worth_a_retry(
-    spark: SparkSession, source_url: str, database: Connection, opened: PostgresSource
+    spark: SparkSession, database: Connection, opened: PostgresSource
 ) -> None:
+    # The snapshot holds a lock on its tables, so that no lock could stop its readers: this one is slow by itself.
+    execute(database, "create view tests.things as select 1 as thing_id, pg_sleep(2)::text as label")
+    snapshot = opened.snapshot()
+    frame = snapshot.read(spark, snapshot.describe(LABELS), LABELS, FULL, 1)
+    killed = threading.Event()
+
+    def kill_the_reader() -> None:
+        asleep = "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'"
+        for _ in range(1000):
+            if ask(database, asleep):
+                killed.set()
+                return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_the_reader, daemon=True)
+    killer.start()
+    with pytest.raises(SourceUnreachable, match="lost while reading"), snapshot.reading(LABELS):
+        frame.collect()
+    killer.join()
+
+    assert killed.is_set()
+    assert snapshot.alive()
+
+
+def test_whoever_waits_to_change_the_table_gets_it_and_the_load_is_worth_a_retry(
+    spark: SparkSession,
+    source_url: str,
+    database: Connection,
+    opened: PostgresSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_source, "LOCK_TIMEOUT_SECONDS", 1)
     execute(database, "create table tests.things (thing_id int primary key, label text)")
     snapshot = opened.snapshot()
     frame = snapshot.read(spark, snapshot.describe(LABELS), LABELS, FULL, 1)
-
-    def kill_the_reader() -> None:
-        while not ask(
-            database, "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'"
-        ):
+    with postgres.connect(source_url) as other:
+        # Waits for the snapshot; the snapshot's reader waits behind it.
+        changing = threading.Thread(
+            target=execute, args=(other, "alter table tests.things add column more int"), daemon=True
+        )
+        changing.start()
+        while not ask(database, "select 1 from pg_stat_activity where wait_event_type = 'Lock'"):
             time.sleep(0.01)
+        with pytest.raises(SourceUnreachable, match="another session kept the table locked") as caught:  # noqa: SIM117
+            with snapshot.reading(LABELS):
+                frame.collect()
+        changing.join(10)
 
+    assert caught.value.retryable
+    assert not changing.is_alive()
+    assert "more" in opened.snapshot().describe(LABELS).extra
+
+
+def test_a_table_that_is_locked_all_along_is_worth_a_retry(
+    source_url: str, database: Connection, opened: PostgresSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_source, "LOCK_TIMEOUT_SECONDS", 1)
+    execute(database, "create table tests.things (thing_id int primary key, label text)")
     with postgres.connect(source_url) as other:
         other.autocommit = False
         execute(other, "lock table tests.things in access exclusive mode")
-        killer = threading.Thread(target=kill_the_reader, daemon=True)
-        killer.start()
-        with pytest.raises(SourceUnreachable, match="lost while reading"), snapshot.reading(LABELS):
-            frame.collect()
-        killer.join()
-        other.rollback()
 
-    assert snapshot.alive()
+        with pytest.raises(SourceUnreachable, match=r"bz_things: .*another session kept the table locked"):
+            opened.snapshot().describe(LABELS)
+
+        other.rollback()
 
 
 def test_a_server_without_a_free_connection_is_worth_a_retry(

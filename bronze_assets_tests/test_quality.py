@@ -22,9 +22,6 @@ from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Cadence, Impact, Pii, column
 from bronze_assets_tests import lake_reader
 
-# Until a whole run on a quiet machine has passed, these do not hold up `make test`: see docs/adr/0006.
-pytestmark = pytest.mark.slow
-
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from pyspark.sql import DataFrame, SparkSession

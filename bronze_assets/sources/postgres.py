@@ -26,6 +26,7 @@ from bronze_assets.quality import raw_column
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
 
 CONNECT_TIMEOUT_SECONDS = 10
+LOCK_TIMEOUT_SECONDS = 30
 FETCH_ROWS = 10_000
 PARALLEL_FROM_ROWS = 100_000
 _PASSED_ON = ("sslmode", "sslrootcert", "sslcert", "sslkey")
@@ -43,6 +44,7 @@ _LOST_BY_JDBC = re.compile(
     r"|remaining connection slots)|An I/O error occurred|The connection attempt failed|This connection has been closed"
     r"|Connection to \S+ refused)"
 )
+_LOCKED_BY_JDBC = re.compile(r"PSQLException: ERROR: canceling statement due to lock timeout")
 
 
 @dataclass(frozen=True)
@@ -340,9 +342,21 @@ class Snapshot:
             yield
         except Exception as error:
             # Of pyspark's or py4j's own type, as the failure of a task is.
-            if not isinstance(error, BronzeError) and (not self.alive() or _LOST_BY_JDBC.search(str(error))):
+            if isinstance(error, BronzeError):
+                raise
+            if _LOCKED_BY_JDBC.search(str(error)):
+                raise self._locked(table.name) from error
+            if not self.alive() or _LOST_BY_JDBC.search(str(error)):
                 raise self._address.unreachable("the connection was lost while reading.", table.name) from error
             raise
+
+    def _locked(self, table: str | None) -> SourceUnreachable:
+        # Who waits for an exclusive lock (ALTER TABLE) waits for this snapshot, and its readers would queue behind.
+        self.close()
+        return self._address.unreachable(
+            f"another session kept the table locked for {LOCK_TIMEOUT_SECONDS} s (ALTER TABLE, TRUNCATE, VACUUM FULL).",
+            table,
+        )
 
     def _jdbc(self, session: SparkSession, query: str, ranges: Mapping[str, Any]) -> DataFrame:
         options = {
@@ -350,7 +364,8 @@ class Snapshot:
             "dbtable": query,
             "fetchsize": FETCH_ROWS,
             "sessionInitStatement": (
-                f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{self._id}'"
+                f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{self._id}';"
+                f" SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
             ),
             **ranges,
         }
@@ -457,6 +472,8 @@ class Snapshot:
         except psycopg2.Error as error:
             if self._connection.closed or (error.pgcode or "").startswith(("08", "57P")):
                 raise self._address.unreachable("the connection was lost.", name) from None
+            if error.pgcode == "55P03":
+                raise self._locked(name) from None
             raise SourceRefused(
                 f"the source refused a query: {error.diag.message_primary or type(error).__name__}.",
                 f"give {self._address.user} the privileges that `docs/source.md` lists.",
@@ -512,7 +529,8 @@ class _Address:
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 application_name="bronze_assets",
                 # The snapshot's transaction is idle while Spark reads through other connections.
-                options="-c DateStyle=ISO -c TimeZone=UTC -c idle_in_transaction_session_timeout=0",
+                options="-c DateStyle=ISO -c TimeZone=UTC -c idle_in_transaction_session_timeout=0"
+                f" -c lock_timeout={LOCK_TIMEOUT_SECONDS}s",
                 keepalives_idle=30,
                 **dict[str, Any](self.options),
             )
