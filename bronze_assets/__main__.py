@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import random
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
 
 from pyspark.sql import functions as F
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
-from bronze_assets.demo.report import line_of, render
-from bronze_assets.errors import BronzeError, LakeError
-from bronze_assets.load import Run, Workbench, current, reach_source
+from bronze_assets.errors import LakeError
+from bronze_assets.load import Workbench, current
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.terminal import load_and_report, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for an error, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for an error, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m bronze_assets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("load", help="materialise the current partition of the ten tables, through Dagster")
@@ -36,47 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_parser.add_argument("--limit", type=int, default=20, help="rows at most (default 20)")
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
-    # `kill` and a closed terminal end a load as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
-        settings = Settings.from_environment()
+
+    def command(settings: Settings) -> int:
         if options.command == "load":
             return load_all(settings)
         (table,) = (table for table in TABLES if table.name == options.table)
         return show(settings, table, versions=options.versions, quarantine=options.quarantine, limit=options.limit)
-    except BronzeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The next load finishes or takes back what was begun.", file=sys.stderr)
-        return 130
+
+    return run_command(command, interrupted="Interrupted. The next load finishes or takes back what was begun.")
 
 
 def load_all(settings: Settings) -> int:
     """Materialise the current partition of every table and print the report; returns the exit code."""
+    began = time.monotonic()
     settings.require_local()
     home.mark(settings.home)
-    began = time.monotonic()
-    with Workbench.open(settings, say=_say) as bench:
-        waits = [seconds * random.uniform(0.5, 1.5) for seconds in (5, 10, 20)]
-        reach_source(bench, TABLES, Run("not begun", "cli"), waits=waits)
-    # Imported late: only this command needs Dagster.
-    from bronze_assets.orchestration.launch import load_current
-
-    outcomes = load_current(settings, _say)
-    lines = [line_of(outcome) for outcome in outcomes]
-    print()
-    print(render(lines, lake=settings.lake, seconds=time.monotonic() - began, colour=sys.stdout.isatty()))
-    return 1 if any(line.error is not None for line in lines) else 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return load_and_report(settings, began=began)
 
 
 def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: bool, limit: int) -> int:

@@ -128,6 +128,23 @@ class LoadRecord:
         return cls(**data)
 
 
+@dataclass(frozen=True)
+class LoadOutcome:
+    """How the load of one table ended.
+
+    Attributes:
+        table: name of the bronze table.
+        record: what the load did; None if it failed.
+        failed_checks: names of the asset checks that failed.
+        error: why the load failed, in the user's words; None if it did not.
+    """
+
+    table: str
+    record: LoadRecord | None = None
+    failed_checks: tuple[str, ...] = ()
+    error: str | None = None
+
+
 def combine(records: Sequence[LoadRecord]) -> LoadRecord:
     """The records of one partition's batches (key ranges of a first load) as one: counts added, the last's state."""
     total = records[0]

@@ -133,7 +133,7 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
         raise
 
 
-def reach_source(bench: Workbench, tables: Sequence[BronzeTable], run: Run, *, waits: Sequence[float]) -> None:
+def reach_source(bench: Workbench, tables: Sequence[BronzeTable], *, trigger: str, waits: Sequence[float]) -> None:
     """Make sure that the source answers, before each of many tables finds out by itself.
 
     Args:
@@ -141,13 +141,14 @@ def reach_source(bench: Workbench, tables: Sequence[BronzeTable], run: Run, *, w
         waits: seconds before each further try at a source that does not answer.
 
     Raises:
-        BronzeError: the source cannot be had.
+        SourceUnreachable: no answer, also after the last wait.
+        SourceRefused: the server said no; asked once.
+        SettingsError: the source's URL cannot be had or is malformed.
     """
     started = bench.clock()
-    source = bench.source
     for wait in (*waits, None):
         try:
-            source.snapshot()
+            bench.source.snapshot()
             return
         except BronzeError as error:
             if error.retryable and wait is not None:
@@ -155,17 +156,7 @@ def reach_source(bench: Workbench, tables: Sequence[BronzeTable], run: Run, *, w
                 time.sleep(wait)
                 continue
             for table in tables:
-                bench.lake.check_writable(table)
-                audit.write_failure(
-                    bench.lake,
-                    table,
-                    str(error),
-                    started=started,
-                    ended=bench.clock(),
-                    batch_id=None,
-                    run_id=run.id,
-                    trigger=run.trigger,
-                )
+                _record_failure(bench, table, error, started, None, Run("not begun", trigger))
             raise
 
 
@@ -259,23 +250,15 @@ class _Attempt:
 
     def record_failure(self, error: BaseException) -> None:
         """Write the FAILED audit row; a batch of which nothing was committed is closed, any other left to finish."""
-        lake, table = self.bench.lake, self.table
+        batch, table = self.batch, self.table
+        recorded = _record_failure(self.bench, table, error, self.started, batch.id if batch else None, self.run)
+        if not recorded or batch is None or batch.finished:
+            return
         try:
-            audit.write_failure(
-                lake,
-                table,
-                audit.safe_message(error),
-                started=self.started,
-                ended=self.bench.clock(),
-                batch_id=self.batch.id if self.batch else None,
-                run_id=self.run.id,
-                trigger=self.run.trigger,
-            )
-            if self.batch is not None and not self.batch.finished:
-                landed = lake.committed(table.schema, table.name, self.batch.id) is not None
-                self.log.note(self.batch, "stopped" if landed else "failed", run_id=self.run.id)
+            landed = self.bench.lake.committed(table.schema, table.name, batch.id) is not None
+            self.log.note(batch, "stopped" if landed else "failed", run_id=self.run.id)
         except Exception as second:
-            logger.warning("%s: the failure could not be recorded (%s)", table.name, audit.safe_message(second))
+            _warn_unrecorded(table, second)
 
     def _settle(self) -> Batch | None:
         """Finish or give up what earlier loads left; returns the batch of this partition that is to be done again."""
@@ -421,6 +404,37 @@ class _Attempt:
         self.log.note(batch, stage, run_id=self.run.id, record=record)
         seconds = (self.bench.clock() - record.started).total_seconds()
         logger.info("%s: batch %s: %s committed, %d rows, %.1f s", self.table.name, batch.id, stage, rows, seconds)
+
+
+def _record_failure(
+    bench: Workbench,
+    table: BronzeTable,
+    error: BaseException,
+    started: dt.datetime,
+    batch_id: str | None,
+    run: Run,
+) -> bool:
+    """Write the FAILED audit row of an attempt where the lake takes it; returns whether it did."""
+    try:
+        audit.write_failure(
+            bench.lake,
+            table,
+            audit.safe_message(error),
+            started=started,
+            ended=bench.clock(),
+            batch_id=batch_id,
+            run_id=run.id,
+            trigger=run.trigger,
+        )
+    except Exception as second:
+        # The error that is being recorded matters more than this one.
+        _warn_unrecorded(table, second)
+        return False
+    return True
+
+
+def _warn_unrecorded(table: BronzeTable, error: Exception) -> None:
+    logger.warning("%s: the failure could not be recorded (%s)", table.name, audit.safe_message(error))
 
 
 def source_position(epoch: int, lsn: int, sequence: int) -> str:

@@ -1122,12 +1122,17 @@ def test_of_two_loads_that_commit_while_both_write_one_lands(
     base = lake.version(WAREHOUSES.schema, WAREHOUSES.name)
     append = Lakehouse.append
 
+    lab.sql("alter table tests.warehouses rename to shelf")
+    lab.sql(
+        "create view tests.warehouses as select * from tests.shelf"
+        " where case when pg_advisory_lock_shared(7) is not null then pg_advisory_unlock_shared(7) end"
+    )
+
     with postgres.connect(source_url) as other, other.cursor() as locker, ThreadPoolExecutor() as pool:
-        locker.execute("begin")
 
         def held_up(self: Lakehouse, *args: Any, **kwargs: Any) -> int:
             # The load's own read waits for this lock: its Delta transaction stays open until it is released.
-            locker.execute("lock table tests.warehouses in access exclusive mode")
+            locker.execute("select pg_advisory_lock(7)")
             return append(self, *args, **kwargs)
 
         monkeypatch.setattr(Lakehouse, "append", held_up)
@@ -1138,7 +1143,7 @@ def test_of_two_loads_that_commit_while_both_write_one_lands(
             rows = lake.read(spark, WAREHOUSES.schema, WAREHOUSES.name)
             append(lake, rows, WAREHOUSES, "intruder", base=base)
         finally:
-            locker.execute("rollback")
+            locker.execute("select pg_advisory_unlock_all()")
         with pytest.raises(StaleBase):
             loading.result()
     assert lab.rows(WAREHOUSES, "warehouse_id") == [(1,), (1,)]

@@ -18,19 +18,25 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
+from psycopg2 import sql
 
 from bronze_assets import load as load_module
 from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import TABLES
-from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused
+from bronze_assets.demo import postgres
+from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.load import Options, Run, Workbench
+from bronze_assets.orchestration import launch
 from bronze_assets.orchestration.assets import PROCESS_TAG
 from bronze_assets.orchestration.launch import load_current, prepare_dagster_home
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets_tests import lake_reader
+from bronze_assets_tests.conftest import Server
 
 SOME = [table for table in TABLES if table.name in ("bz_orders", "bz_products", "bz_customers")]
 CHECKOUT = Path(__file__).parents[1]
@@ -51,9 +57,9 @@ walk.load = fake
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, source_url: str) -> Settings:
     home = tmp_path / 'a home: with "quotes" and blanks'
-    return Settings(Environment.LOCAL, home, home / "lake", "file:nowhere")
+    return Settings(Environment.LOCAL, home, home / "lake", source_url)
 
 
 def fake_loads(monkeypatch: pytest.MonkeyPatch, answer: Callable[[BronzeTable, str, Workbench], LoadRecord]) -> None:
@@ -181,6 +187,77 @@ class TestLoadCurrent:
         assert len(loaded) == 2
         with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
             assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.FAILURE]
+
+    def test_a_source_that_does_not_answer_is_asked_again_with_longer_waits_and_once_for_all_tables(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake_loads(monkeypatch, lambda table, partition, _: a_record(table, partition))
+        waits: list[float] = []
+        monkeypatch.setattr(time, "sleep", waits.append)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        nobody = dataclasses.replace(settings, source_url=f"postgresql://bronze:hunter2@127.0.0.1:{port}/DE")
+        said: list[str] = []
+        with pytest.raises(SourceUnreachable, match=f"127.0.0.1:{port}/DE cannot be reached"):
+            load_current(nobody, said.append, SOME)
+        assert len(waits) == 3
+        # 5, 15 and 35 s, each with up to 5 s more or less.
+        for wait, middle in zip(waits, (5, 15, 35), strict=True):
+            assert abs(wait - middle) <= 5
+        assert sum("Trying again in" in line for line in said) == 3
+        assert not any("hunter2" in line for line in said)
+        audit = lake_reader.read(settings.lake / lake_reader.SCHEMA / "bz_audit_log")
+        assert sorted((row["table_name"], row["status"]) for row in audit) == sorted(
+            (table.name, "FAILED") for table in SOME
+        )
+        assert all("cannot be reached" in row["error_message"] for row in audit)
+
+    def test_a_source_that_answers_at_last_is_loaded(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, server: Server
+    ) -> None:
+        fake_loads(monkeypatch, lambda table, partition, _: a_record(table, partition))
+        name = sql.Identifier(urlsplit(settings.source_url).path.lstrip("/"))
+        tries: list[str] = []
+
+        def until_the_second(line: str) -> None:
+            if "Trying again" in line:
+                tries.append(line)
+            if len(tries) == 2:
+                connections(-1)
+
+        def connections(limit: int) -> None:
+            statement = sql.SQL("alter database {} connection limit {}").format(name, sql.Literal(limit))
+            with postgres.connect(server.admin_url) as admin, admin.cursor() as cursor:
+                cursor.execute(statement)
+
+        monkeypatch.setattr(launch, "RETRY_POLICY", dg.RetryPolicy(max_retries=3, delay=0.01))
+        connections(0)
+        outcomes = load_current(settings, until_the_second, SOME)
+        assert len(tries) == 2
+        assert all(outcome.record for outcome in outcomes)
+
+    def test_a_password_refused_is_not_tried_again(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, source_url: str
+    ) -> None:
+        waits: list[float] = []
+        monkeypatch.setattr(time, "sleep", waits.append)
+        real = urlsplit(source_url)
+        wrong = real._replace(netloc=f"{real.username}:hunter2@{real.hostname}:{real.port}").geturl()
+        with pytest.raises(SourceRefused, match="password authentication failed") as refused:
+            load_current(dataclasses.replace(settings, source_url=wrong), lambda _: None, SOME)
+        assert not waits
+        assert "hunter2" not in str(refused.value)
+
+    def test_a_lake_that_cannot_be_written_does_not_hide_why_the_source_failed(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, source_url: str
+    ) -> None:
+        real = urlsplit(source_url)
+        wrong = real._replace(netloc=f"{real.username}:hunter2@{real.hostname}:{real.port}").geturl()
+        settings.home.mkdir()
+        (settings.home / "lake").write_text("not a folder")
+        with pytest.raises(SourceRefused, match="password authentication failed"):
+            load_current(dataclasses.replace(settings, source_url=wrong), lambda _: None, SOME)
 
     def test_a_start_in_the_future_is_refused(self, settings: Settings) -> None:
         later = dataclasses.replace(settings, start_date=dt.date(2999, 1, 1))

@@ -747,6 +747,7 @@ def test_a_port_where_nobody_listens_is_worth_a_retry() -> None:
         "postgresql://user:hun?ter2=hunter2@host/DE",
         "postgresql://user:hunter2/x@host/DE",
         "postgresql://user:hunter2#x@host/DE",
+        "postgresql://user:x@hunter2/x@host/DE",
         "postgresql://user:hunter2@host/DE?target_session_attrs=any",
     ],
 )

@@ -14,15 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from bronze_assets.demo import home, postgres
 from bronze_assets.demo.generate import PLANTED, ensure_sample_data
-from bronze_assets.demo.report import line_of, render
-from bronze_assets.errors import BronzeError, SettingsError
+from bronze_assets.errors import SettingsError
 from bronze_assets.settings import Settings
+from bronze_assets.terminal import load_and_report, run_command, say
 
 UI_PORT = 3000
 _STOP_SECONDS = 20
@@ -42,45 +41,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("clean", help="stop what was started and remove the home")
     command: str = parser.parse_args(arguments).command
     run: dict[str, Callable[[Settings], int]] = {"demo": demo, "ui": ui, "clean": clean}
-    # `kill` and a closed terminal end everything as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
-        return run[command](Settings.from_environment())
-    except BronzeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; everything that was started is stopped.", file=sys.stderr)
-        return 130
-
-
-def say(line: str) -> None:
-    """Show one line of progress at once, also when the output is piped."""
-    print(line, flush=True)
+    return run_command(run[command], interrupted="Interrupted; everything that was started is stopped.")
 
 
 def demo(settings: Settings) -> int:
     """Load the ten tables from an embedded PostgreSQL with sample data; returns the exit code."""
     settings.require_local()
-    begin = time.monotonic()
+    began = time.monotonic()
     rows = sum(counts["rows"] for counts in PLANTED.values())
     say(
         f"The demo starts PostgreSQL with {rows:,} sample rows, loads ten bronze tables from it through Dagster and "
         f"Spark,\nand stops what it started. Everything lies in {settings.home}: about 150 MB. Memory: up to 3 GB."
     )
     home.mark(settings.home)
-    settings = dataclasses.replace(settings, source_url=_embedded_url(settings))
+    if settings.source_url != _embedded_url(settings):
+        say("BRONZE_SOURCE_URL is not used here: the demo has a server of its own. `make load` loads from yours.")
+        settings = dataclasses.replace(settings, source_url=_embedded_url(settings))
     with postgres.running(settings, say) as url:
         ensure_sample_data(url, say)
-        # Imported late: Dagster and pandera take seconds, and the lines above should not wait for them.
-        from bronze_assets.orchestration.launch import load_current
-
-        outcomes = load_current(settings, say)
-    lines = [line_of(outcome) for outcome in outcomes]
-    print()
-    print(render(lines, lake=settings.lake, seconds=time.monotonic() - begin, colour=sys.stdout.isatty()), flush=True)
-    return 1 if any(line.error is not None for line in lines) else 0
+        return load_and_report(settings, began=began)
 
 
 def ui(settings: Settings) -> int:
@@ -139,10 +118,6 @@ def clean(settings: Settings) -> int:
     if settings.home not in settings.lake.parents and settings.lake.is_dir():
         say(f"The lake {settings.lake} lies outside of it and was left alone.")
     return 0
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _embedded_url(settings: Settings) -> str:

@@ -7,18 +7,17 @@ import json
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import psutil
 
-from bronze_assets.audit import LoadRecord, safe_message
+from bronze_assets.audit import LoadOutcome, LoadRecord, safe_message
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import SchemaMismatch, SettingsError
-from bronze_assets.load import Workbench, current_partition
-from bronze_assets.orchestration.assets import PROCESS_TAG, TRIGGER_TAG, process_identity
+from bronze_assets.load import Workbench, current_partition, reach_source
+from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, process_identity
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import initial_loads
 from bronze_assets.orchestration.resources import Loader
@@ -27,23 +26,6 @@ from bronze_assets.table import BronzeTable
 
 _CHECKOUT = Path(__file__).parents[2]
 _HOME_IN_CHECKOUT = ".bronze/dagster"
-
-
-@dataclass(frozen=True)
-class LoadOutcome:
-    """How the load of one table ended.
-
-    Attributes:
-        table: name of the bronze table.
-        record: what the load did; None if it failed.
-        failed_checks: names of the asset checks that failed.
-        error: why the load failed, in the user's words; None if it did not.
-    """
-
-    table: str
-    record: LoadRecord | None
-    failed_checks: tuple[str, ...]
-    error: str | None
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
@@ -88,7 +70,8 @@ def load_current(
     """Materialise the current partition of each table through Dagster, in this process.
 
     One Spark session and one source snapshot serve all tables. The runs are kept in the instance of
-    `settings.dagster_home`. A table that fails does not stop the others.
+    `settings.dagster_home`. A table that fails does not stop the others. A source that does not answer is asked again
+    here, once for all tables.
 
     Args:
         settings: where the source, the lake and Dagster's home are.
@@ -100,6 +83,7 @@ def load_current(
 
     Raises:
         SettingsError: Dagster's home cannot be made, or the first partition has not begun.
+        SourceUnreachable, SourceRefused: the source cannot be had; every table has a FAILED audit row.
         KeyboardInterrupt: the user stopped it; the run is marked as failed.
     """
     # One moment for both jobs, or a midnight between them would split the load.
@@ -122,6 +106,8 @@ def load_current(
         dg.DagsterInstance.from_config(str(home)) as instance,
         Workbench.open(settings, say=say) as bench,
     ):
+        tries = range(1, RETRY_POLICY.max_retries + 1)
+        reach_source(bench, tables, trigger="cli", waits=[RETRY_POLICY.calculate_delay(number) for number in tries])
         for job in initial_loads(tables):
             result = definitions.resolve_job_def(job.name).execute_in_process(
                 instance=instance,
@@ -138,11 +124,11 @@ def load_current(
 
 def _outcome(table: BronzeTable, end: LoadRecord | Exception | None) -> LoadOutcome:
     if isinstance(end, LoadRecord):
-        return LoadOutcome(table.name, end, failed_checks(table, end), None)
+        return LoadOutcome(table.name, end, failed_checks(table, end))
     if end is None:
-        return LoadOutcome(table.name, None, (), "the load did not start; Dagster's run log says why.")
+        return LoadOutcome(table.name, error="the load did not start; Dagster's run log says why.")
     failed = (SCHEMA,) if isinstance(end, SchemaMismatch) else ()
-    return LoadOutcome(table.name, None, failed, safe_message(end))
+    return LoadOutcome(table.name, failed_checks=failed, error=safe_message(end))
 
 
 def _summary(record: LoadRecord) -> str:

@@ -1,0 +1,77 @@
+"""What the command lines share: progress, errors and signals as a person at a terminal meets them."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from bronze_assets.demo.report import render
+from bronze_assets.errors import BronzeError
+from bronze_assets.settings import Settings
+
+
+def run_command(command: Callable[[Settings], int], *, interrupted: str) -> int:
+    """Call a command with the settings of the environment.
+
+    Args:
+        interrupted: what to say after Ctrl-C, SIGTERM or a closed terminal.
+
+    Returns:
+        The exit code: the command's own, 1 for a `BronzeError`, 130 when interrupted.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return command(Settings.from_environment())
+    except BronzeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
+
+
+def say(line: str) -> None:
+    """Show one line of progress at once, also when the output is piped."""
+    print(line, flush=True)
+
+
+def load_and_report(settings: Settings, *, began: float) -> int:
+    """Load the current partition of every table through Dagster and print the report.
+
+    Args:
+        began: `time.monotonic()` when the command began.
+
+    Returns:
+        The exit code: 1 if a table was not loaded.
+    """
+    # Imported late: Dagster and pandera take seconds, in which nothing could be said.
+    from bronze_assets.orchestration.launch import load_current
+
+    outcomes = load_current(settings, say)
+    report = render(
+        outcomes,
+        lake=settings.lake,
+        make=_make(settings),
+        seconds=time.monotonic() - began,
+        colour=sys.stdout.isatty(),
+    )
+    say(f"\n{report}")
+    return 1 if any(outcome.record is None for outcome in outcomes) else 0
+
+
+def _make(settings: Settings) -> str:
+    """`make` with the variables that name these settings' folders."""
+    names = {"BRONZE_HOME": settings.home, "BRONZE_LAKE": settings.lake}
+    usual = {"BRONZE_HOME": Path(".bronze").absolute(), "BRONZE_LAKE": settings.home / "lake"}
+    given = [f"{name}={shlex.quote(str(path))}" for name, path in names.items() if path != usual[name]]
+    return " ".join([*given, "make"])
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
