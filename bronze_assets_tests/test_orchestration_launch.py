@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-import json
 import os
 import shutil
 import signal
@@ -13,8 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,10 +33,10 @@ from bronze_assets.orchestration.launch import load_current, prepare_dagster_hom
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets_tests import lake_reader
-from bronze_assets_tests.conftest import Server
+from bronze_assets_tests.conftest import CHECKOUT, Server
+from bronze_assets_tests.dagster_client import MATERIALISE, Dagster, an_execution, answers, until
 
 SOME = [table for table in TABLES if table.name in ("bz_orders", "bz_products", "bz_customers")]
-CHECKOUT = Path(__file__).parents[1]
 
 FAKE_LOAD = """
 import datetime as dt, logging, time
@@ -265,21 +262,6 @@ class TestLoadCurrent:
             load_current(later, lambda _: None)
 
 
-class Dagster:
-    """A running `dagster dev`."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def ask(self, query: str, **variables: Any) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as response:
-            answer = json.load(response)
-        assert "errors" not in answer, answer["errors"]
-        return answer["data"]
-
-
 @contextlib.contextmanager
 def dagster_dev(folder: Path, workspace: Path, **environment: str) -> Iterator[Dagster]:
     with socket.socket() as probe:
@@ -310,46 +292,12 @@ def dagster_dev(folder: Path, workspace: Path, **environment: str) -> Iterator[D
             process.wait()
 
 
-def answers(dagster: Dagster) -> bool:
-    try:
-        return bool(dagster.ask("{ assetNodes { id } }")["assetNodes"])
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def until(happened: Callable[[], Any], seconds: float, log: Path) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if result := happened():
-            return result
-        time.sleep(0.5)
-    raise AssertionError(f"it did not happen; the log ends with\n{log.read_text()[-3000:]}")
-
-
 NODES = """{ assetNodes {
   assetKey { path } isExecutable isPartitioned groupName kinds opNames pools
   partitionKeys assetChecksOrError { ... on AssetChecks { checks { name blocking } } }
   internalFreshnessPolicy { __typename }
   latestMaterialization: assetMaterializations(limit: 1) { runId partition metadataEntries { label } }
 } }"""
-
-MATERIALISE = """mutation ($parameters: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $parameters) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message }
-  }
-}"""
-
-BACKFILL = """mutation ($parameters: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $parameters) {
-    __typename ... on LaunchBackfillSuccess { backfillId } ... on Error { message }
-  }
-}"""
-
-BACKFILLED = """query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
-  status runs { runId status } assetBackfillData { assetBackfillStatuses {
-    ... on AssetPartitionsStatusCounts { numPartitionsMaterialized }
-  } }
-} } }"""
 
 STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status tags { key value } } } }"
 
@@ -377,7 +325,7 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
         checks = {check["name"]: check["blocking"] for check in orders["assetChecksOrError"]["checks"]}
         assert checks["schema"] is True
         assert sum(checks.values()) == 1
-        launched = dagster.ask(MATERIALISE, parameters=an_execution("bz_orders", orders["partitionKeys"][-1]))
+        launched = dagster.ask(MATERIALISE, parameters=an_execution("bz_orders", orders["partitionKeys"][-1], "faked"))
         assert "run" in launched["launchPipelineExecution"], launched
         run_id = launched["launchPipelineExecution"]["run"]["runId"]
 
@@ -388,19 +336,6 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
         run = until(ended, 60, tmp_path / "dev.log")
         assert run["status"] == "SUCCESS"
         assert {"key": "bronze/table", "value": "bz_orders"} in run["tags"]
-
-        days = orders["partitionKeys"][:30]
-        parameters = {"assetSelection": [{"path": ["inventory_bronze", "bz_orders"]}], "partitionNames": days}
-        backfill = dagster.ask(BACKFILL, parameters=parameters)["launchPartitionBackfill"]
-        assert "backfillId" in backfill, backfill
-
-        def backfilled() -> Any:
-            found = dagster.ask(BACKFILLED, id=backfill["backfillId"])["partitionBackfillOrError"]
-            return found if found["status"] not in ("REQUESTED", "FAILING", "CANCELING") else None
-
-        found = until(backfilled, 120, tmp_path / "dev.log")
-        assert [run["status"] for run in found["runs"]] == ["SUCCESS"], "thirty days are one run"
-        assert found["assetBackfillData"]["assetBackfillStatuses"] == [{"numPartitionsMaterialized": 30}]
     settings = Settings(Environment.LOCAL, tmp_path / ".bronze", tmp_path / "lake", "")
     with dg.DagsterInstance.from_config(str(prepare_dagster_home(settings))) as instance:
         assert status_of(instance, run_id) is dg.DagsterRunStatus.SUCCESS
@@ -408,21 +343,6 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
         assert any("bz_orders: faked load of" in message for message in messages)
     assert not list(tmp_path.glob(".tmp_dagster_home_*"))
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"__pycache__"} == {".bronze"}
-
-
-def an_execution(table: str, partition: str) -> dict[str, Any]:
-    return {
-        "selector": {
-            "repositoryLocationName": "faked",
-            "repositoryName": "__repository__",
-            "pipelineName": "__ASSET_JOB",
-            "assetSelection": [{"path": ["inventory_bronze", table]}],
-            "assetCheckSelection": None,
-        },
-        "mode": "default",
-        "runConfigData": {},
-        "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
-    }
 
 
 @pytest.mark.slow
