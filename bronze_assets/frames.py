@@ -1,6 +1,7 @@
 """The frames of one batch: the scope's rows, read and judged once, then counted and split into versions and quarantine.
 
-They run when the load writes them; only the search for keys that are missing from a past day runs by itself.
+They run when the load writes them: the pass that writes the versions also counts and brings the quarantined rows along.
+Only the search for keys that are missing from a past day runs by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from bronze_assets import quality
 from bronze_assets.audit import LoadRecord, RuleCount
@@ -24,11 +26,17 @@ from bronze_assets.table import METADATA_COLUMNS, SOURCE_SYSTEM, BronzeTable
 ACTIVE = "ACTIVE"
 DELETED = "DELETED"
 EXAMPLES = 5
+CAPTURED_ROWS = 1000
+CAPTURED_BYTES = 4000
+"""Quarantined rows that the counting pass brings along, and how long each may be as text: together at most 4 MB on the
+driver. Where more or longer ones are bad, the source is read once more for them."""
 # Numbers, since every row's is compared several times.
 _OUTCOMES = {"loaded": 0, "quarantined": 1, "duplicates": 2, "unchanged": 3, "deleted": 4}
 _OUTCOME = "__outcome"
 _READ = "__read"
 _LATEST = "__latest"
+_CAPTURED = "__captured"
+_BAD_ROW = T.StructType([QUARANTINE[name] for name in ("row_key", "row_hash", "raw_row", "reasons")])
 
 
 class Frames:
@@ -143,6 +151,8 @@ class Frames:
         # deletions from an empty table) is not counted.
         compared = _LATEST in outcomes.columns
         read = F.col(_READ).isNotNull() if compared else F.lit(True)
+        bad = F.to_json(self._bad_row(outcomes))
+        outcomes = outcomes.withColumn(_CAPTURED, F.when(F.col(quality.QUARANTINED), bad))
         possible = ["loaded", "quarantined"]
         possible += [] if self._source.unique else ["duplicates"]
         possible += ["unchanged", "deleted"] if compared else []
@@ -150,6 +160,8 @@ class Frames:
             F.count(F.col(_READ)).alias("read"),
             F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"),
         ]
+        short = f"case when octet_length({_CAPTURED}) <= {CAPTURED_BYTES} then xxhash64({_CAPTURED}) end"
+        counts.append(F.expr(f"min_by({_CAPTURED}, {short}, {CAPTURED_ROWS})").alias(_CAPTURED))
         counts += [F.count_if(F.col(_OUTCOME) == _OUTCOMES[outcome]).alias(outcome) for outcome in possible]
         rules = quality.rules(self._table)
         warned = [F.col(quality.broken_column(rule.name)) for rule in rules if not rule.quarantines]
@@ -198,17 +210,24 @@ class Frames:
             *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra
         )
 
-    def quarantine(self, judged: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
-        """The quarantined rows, identical ones together, with the columns of `lakehouse.QUARANTINE`."""
-        columns = judged.columns
+    def quarantine(
+        self, judged: DataFrame, counts: Mapping[str, object], batch_id: str, position: str, now: dt.datetime
+    ) -> DataFrame:
+        """The quarantined rows, identical ones together, with the columns of `lakehouse.QUARANTINE`.
+
+        Args:
+            counts: of the pass that counted; the rows that it brought along are not read again.
+        """
+        captured = counts.get(_CAPTURED)
+        if isinstance(captured, list) and len(captured) == counts["quarantined"]:
+            texts = self._session.createDataFrame([(text,) for text in captured], "text string")
+            parsed = F.from_json("text", _BAD_ROW, {"mode": "FAILFAST"})
+        else:
+            texts = judged.where(F.col(quality.QUARANTINED))
+            parsed = self._bad_row(judged)
         identity = ["row_key", "row_hash", "rule_set"]
-        bad = judged.where(F.col(quality.QUARANTINED)).select(
-            quality.key_text(self._table).alias("row_key"),
-            quality.row_hash(judged, self._table, self.extra).alias("row_hash"),
-            F.lit(quality.fingerprint(self._table)).alias("rule_set"),
-            quality.raw_row(self._table, columns, self.extra).alias("raw_row"),
-            quality.reasons(self._table, columns).alias("reasons"),
-        )
+        rule_set = F.lit(quality.fingerprint(self._table)).alias("rule_set")
+        bad = texts.select(parsed.alias("row")).select("row.*", rule_set)
         constants = {
             "batch_id": F.lit(batch_id),
             "source_system": F.lit(SOURCE_SYSTEM),
@@ -228,6 +247,15 @@ class Frames:
             )
             .withColumns(constants)
             .select(*QUARANTINE.names)
+        )
+
+    def _bad_row(self, judged: DataFrame) -> SparkColumn:
+        columns = judged.columns
+        return F.struct(
+            quality.key_text(self._table).alias("row_key"),
+            quality.row_hash(judged, self._table, self.extra).alias("row_hash"),
+            quality.raw_row(self._table, columns, self.extra).alias("raw_row"),
+            quality.reasons(self._table, columns).alias("reasons"),
         )
 
     def record(

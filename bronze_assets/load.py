@@ -352,11 +352,13 @@ class _Attempt:
                 replace=replaces,
                 new_columns=bool(frames.extra),
             )
-            record = frames.record(observation.get, self.partition, batch_id, started, self.bench.clock(), position)
+            counts = observation.get
+            record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
             record = self._measured(replace(record, resumed=batch.attempt > 1, delta_version=version))
             self._stage(batch, "main", record, record.loaded + record.deleted)
             if record.quarantined:
-                held = lake.quarantine(frames.quarantine(judged, batch_id, position, started), table, batch_id)
+                bad = frames.quarantine(judged, counts, batch_id, position, started)
+                held = lake.quarantine(bad, table, batch_id)
                 if held != record.quarantined:
                     raise ConservationError(
                         f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).parents[1]
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """A test run that is terminated ends what it started, as it does on Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclasses.dataclass(frozen=True)

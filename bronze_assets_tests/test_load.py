@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -544,6 +545,36 @@ def test_a_deleted_version_holds_the_key_alone_and_is_written_once(lab: Lab) -> 
         "source_position",
     }
     assert gone["order_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "name", "passes"),
+    [
+        (3, 'a \\ quote " and\nlines, {braces}, ćwierć, 𝄞', 1),
+        (1000, "bad", 1),
+        (1001, "bad", 2),
+        (1, "long" * 1001, 2),
+    ],
+    ids=["odd text", "as many as are brought along", "one more", "too long"],
+)
+def test_the_source_is_read_once_unless_very_much_of_it_is_bad(lab: Lab, bad: int, name: str, passes: int) -> None:
+    lab.make("products", [(1, "Lamp", "Home", 5), (2, "Chair", "Home", 7)])
+    lab.sql(f"insert into tests.products select 100 + n, %s, 'Home', 'NaN' from generate_series(1, {bad}) n", name)
+    rows = "select seq_tup_read from pg_stat_user_tables where relname = 'products'"
+    ((before,),) = lab.sql(rows)
+
+    record = lab.load(PRODUCTS)
+
+    assert (record.read, record.quarantined) == (bad + 2, bad)
+    held = {row["row_key"]: json.loads(row["raw_row"]) for row in lab.quarantine(PRODUCTS)}
+    assert held == {
+        str(100 + n): {"product_id": str(100 + n), "product_name": name, "category": "Home", "unit_price": "NaN"}
+        for n in range(1, bad + 1)
+    }
+    # The server reports what a connection has read when it ends.
+    while lab.sql("select from pg_stat_activity where application_name = 'bronze_assets'"):
+        time.sleep(0.1)
+    assert lab.sql(rows)[0][0] - before == passes * (bad + 2)
 
 
 def test_a_row_that_comes_back_as_it_was_is_a_new_version(lab: Lab) -> None:

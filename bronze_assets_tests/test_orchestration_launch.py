@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -190,7 +191,7 @@ class TestLoadCurrent:
     ) -> None:
         fake_loads(monkeypatch, lambda table, partition, _: a_record(table, partition))
         waits: list[float] = []
-        monkeypatch.setattr(time, "sleep", waits.append)
+        monkeypatch.setattr("bronze_assets.load.time", SimpleNamespace(sleep=waits.append))
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -238,7 +239,7 @@ class TestLoadCurrent:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch, source_url: str
     ) -> None:
         waits: list[float] = []
-        monkeypatch.setattr(time, "sleep", waits.append)
+        monkeypatch.setattr("bronze_assets.load.time", SimpleNamespace(sleep=waits.append))
         real = urlsplit(source_url)
         wrong = real._replace(netloc=f"{real.username}:hunter2@{real.hostname}:{real.port}").geturl()
         with pytest.raises(SourceRefused, match="password authentication failed") as refused:
