@@ -238,14 +238,15 @@ class _Attempt:
         scope = _scope(table, self.partition, self.started)
         unfinished = self._settle()
         snapshot = bench.source.snapshot()
-        source = _contract(table, snapshot, scope, self.options)
-        lake.ensure(bench.session, table)
         records = []
-        for part in self._plan(scope, snapshot, source):
-            batch_id = unfinished.id if unfinished else self.log.next_id(self.partition)
-            replaces = unfinished is not None and lake.committed(table.schema, table.name, batch_id) is not None
-            records.append(self._load_batch(batch_id, part, snapshot, source, replaces))
-            unfinished = None
+        with snapshot.reading(table):
+            source = _contract(table, snapshot, scope, self.options)
+            lake.ensure(bench.session, table)
+            for part in self._plan(scope, snapshot, source):
+                batch_id = unfinished.id if unfinished else self.log.next_id(self.partition)
+                replaces = unfinished is not None and lake.committed(table.schema, table.name, batch_id) is not None
+                records.append(self._load_batch(batch_id, part, snapshot, source, replaces))
+                unfinished = None
         return audit.combine(records)
 
     def record_failure(self, error: BaseException) -> None:
@@ -335,37 +336,36 @@ class _Attempt:
         batch = self.batch = self.log.begin(batch_id, self.partition, self.run.id, scope, snapshot.epoch)
         position = source_position(batch.epoch, snapshot.lsn, 0)
         logger.info("%s: batch %s: reading %s", table.name, batch_id, scope)
-        with snapshot.reading(table):
-            frames = _frames(table, self.bench, scope, snapshot, source, self.options)
-            judged = frames.judged()
-            versions = None
-            if size.rows:
-                versions = lake.read(session, table.schema, table.name, version=size.version).where(
-                    (F.col("batch_id") != batch_id) & (F.col("source_position") <= position)
-                )
-            counted, observation = frames.counted(frames.outcomes(judged, versions))
-            version = lake.append(
-                frames.versions(counted, batch_id, position, started),
-                table,
-                batch_id,
-                base=size.version,
-                replace=replaces,
-                new_columns=bool(frames.extra),
+        frames = _frames(table, self.bench, scope, snapshot, source, self.options)
+        judged = frames.judged()
+        versions = None
+        if size.rows:
+            versions = lake.read(session, table.schema, table.name, version=size.version).where(
+                (F.col("batch_id") != batch_id) & (F.col("source_position") <= position)
             )
-            counts = observation.get
-            record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
-            record = self._measured(replace(record, resumed=batch.attempt > 1, delta_version=version))
-            self._stage(batch, "main", record, record.loaded + record.deleted)
-            if record.quarantined:
-                bad = frames.quarantine(judged, counts, batch_id, position, started)
-                held = lake.quarantine(bad, table, batch_id)
-                if held != record.quarantined:
-                    raise ConservationError(
-                        f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",
-                        "report this as a defect; the next load reads the source anew.",
-                        table=table.name,
-                    )
-                self._stage(batch, "quarantine", record, record.quarantined)
+        counted, observation = frames.counted(frames.outcomes(judged, versions))
+        version = lake.append(
+            frames.versions(counted, batch_id, position, started),
+            table,
+            batch_id,
+            base=size.version,
+            replace=replaces,
+            new_columns=bool(frames.extra),
+        )
+        counts = observation.get
+        record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
+        record = self._measured(replace(record, resumed=batch.attempt > 1, delta_version=version))
+        self._stage(batch, "main", record, record.loaded + record.deleted)
+        if record.quarantined:
+            bad = frames.quarantine(judged, counts, batch_id, position, started)
+            held = lake.quarantine(bad, table, batch_id)
+            if held != record.quarantined:
+                raise ConservationError(
+                    f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",
+                    "report this as a defect; the next load reads the source anew.",
+                    table=table.name,
+                )
+            self._stage(batch, "quarantine", record, record.quarantined)
         return self._finish(batch, record)
 
     def _finish(self, batch: Batch, record: LoadRecord) -> LoadRecord:
@@ -478,14 +478,14 @@ def _dry_run(
 ) -> LoadRecord:
     scope = _scope(table, partition, started)
     snapshot = bench.source.snapshot()
-    source = _contract(table, snapshot, scope, options)
     log = BatchLog(bench.lake, table, bench.clock, partition)
     position = source_position(log.epoch(snapshot.epoch), snapshot.lsn, 0)
+    versions = None
+    if bench.lake.exists(table.schema, table.name):
+        versions = bench.lake.read(bench.session, table.schema, table.name)
     with snapshot.reading(table):
+        source = _contract(table, snapshot, scope, options)
         frames = _frames(table, bench, scope, snapshot, source, options)
-        versions = None
-        if bench.lake.exists(table.schema, table.name):
-            versions = bench.lake.read(bench.session, table.schema, table.name)
         counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
         counted.write.format("noop").mode("overwrite").save()
     record = frames.record(observation.get, partition, log.next_id(partition), started, bench.clock(), position)

@@ -921,6 +921,28 @@ def test_whoever_waits_to_change_the_table_gets_it_and_the_load_is_worth_a_retry
     assert "more" in opened.snapshot().describe(LABELS).extra
 
 
+def test_a_table_can_be_changed_as_soon_as_it_has_been_read_and_the_snapshot_lives_on(
+    spark: SparkSession, database: Connection, opened: PostgresSource
+) -> None:
+    execute(database, "create table tests.things (thing_id int primary key, label text)")
+    execute(database, "create table tests.others (thing_id int primary key, label text)")
+    others = declared(Labels, "tests.others")
+    snapshot = opened.snapshot()
+    execute(database, "insert into tests.others values (1, 'too late')")
+    source = snapshot.describe(LABELS)
+    execute(database, "set lock_timeout = '200ms'")
+
+    with snapshot.reading(LABELS):
+        snapshot.read(spark, source, LABELS, FULL, 1).collect()
+        with pytest.raises(errors.LockNotAvailable):
+            execute(database, "truncate tests.things")
+    execute(database, "truncate tests.things")
+
+    with snapshot.reading(others):
+        assert snapshot.read(spark, snapshot.describe(others), others, FULL, 1).collect() == []
+    assert opened.snapshot() is snapshot
+
+
 def test_a_table_that_is_locked_all_along_is_worth_a_retry(
     source_url: str, database: Connection, opened: PostgresSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

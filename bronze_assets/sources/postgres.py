@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -195,6 +195,8 @@ class Snapshot:
                 " (select system_identifier from pg_control_system())::text || '/' ||"
                 " (select timeline_id from pg_control_checkpoint())"
             )
+            with self._connection.cursor() as cursor:
+                cursor.execute("savepoint unlocked")
         except BaseException:
             self._connection.close()
             raise
@@ -267,7 +269,7 @@ class Snapshot:
         return SourceTable(relation, columns, extra, unique, int(rows))
 
     def _hold(self, table: BronzeTable, oid: int, relation: str) -> None:
-        """Keep the table from being truncated or rewritten while the snapshot lives.
+        """Keep the table from being truncated or rewritten until it has been read.
 
         To a snapshot that is older than a TRUNCATE the table is empty: every key would be called deleted.
         """
@@ -337,7 +339,9 @@ class Snapshot:
 
     @contextmanager
     def reading(self, table: BronzeTable) -> Iterator[None]:
-        """Turn what goes wrong in Spark because the source went away into `SourceUnreachable`."""
+        """For all that is done with a table, from `describe` on: lets it go at the end, and turns what goes wrong in
+        Spark because the source went away into `SourceUnreachable`.
+        """
         try:
             yield
         except Exception as error:
@@ -349,6 +353,10 @@ class Snapshot:
             if not self.alive() or _LOST_BY_JDBC.search(str(error)):
                 raise self._address.unreachable("the connection was lost while reading.", table.name) from error
             raise
+        finally:
+            # Or ALTER TABLE, and all who come behind it, would wait for the other tables of the run.
+            with suppress(psycopg2.Error), self._connection.cursor() as cursor:
+                cursor.execute("rollback to savepoint unlocked")
 
     def _locked(self, table: str | None) -> SourceUnreachable:
         # Who waits for an exclusive lock (ALTER TABLE) waits for this snapshot, and its readers would queue behind.
