@@ -41,7 +41,7 @@ class Settings:
         range_rows: `BRONZE_RANGE_ROWS`, rows from which a first snapshot is loaded in resumable key ranges of
             about this size. Default 20,000,000.
         lease_seconds: `BRONZE_LEASE_SECONDS`, silence after which a load on another machine counts as dead.
-        driver_memory: `BRONZE_DRIVER_MEMORY`, heap of the local Spark driver. Default `1500m`.
+        driver_memory: `BRONZE_DRIVER_MEMORY`, heap of the local Spark driver. Default `1200m`.
         jars: `BRONZE_JARS`, a folder with the pinned jars, for machines without network.
         maven_mirror: `BRONZE_MAVEN_MIRROR`, the address of a Maven repository to fetch the jars from.
             May hold a password: never shown.
@@ -59,7 +59,7 @@ class Settings:
     read_connections: int = 2
     range_rows: int = 20_000_000
     lease_seconds: int = 60
-    driver_memory: str = "1500m"
+    driver_memory: str = "1200m"
     jars: Path | None = None
     maven_mirror: str | None = field(default=None, repr=False)
     ca_bundle: Path | None = None
@@ -112,7 +112,7 @@ class Settings:
             read_connections=_positive(environ, "BRONZE_READ_CONNECTIONS", 2),
             range_rows=_positive(environ, "BRONZE_RANGE_ROWS", 20_000_000),
             lease_seconds=_positive(environ, "BRONZE_LEASE_SECONDS", 60),
-            driver_memory=environ.get("BRONZE_DRIVER_MEMORY") or "1500m",
+            driver_memory=environ.get("BRONZE_DRIVER_MEMORY") or "1200m",
             jars=optional_path("BRONZE_JARS"),
             maven_mirror=environ.get("BRONZE_MAVEN_MIRROR") or None,
             ca_bundle=optional_path("SSL_CERT_FILE") or optional_path("REQUESTS_CA_BUNDLE"),
