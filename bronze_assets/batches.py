@@ -23,7 +23,7 @@ import pyarrow as pa
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import TableBusy
 from bronze_assets.lakehouse import Lakehouse, sql_literal
-from bronze_assets.sources.postgres import Scope
+from bronze_assets.sources.scope import Scope
 from bronze_assets.table import BronzeTable
 
 BATCHES = "bz_batches"

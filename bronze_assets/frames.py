@@ -20,7 +20,8 @@ from pyspark.sql import types as T
 from bronze_assets import quality
 from bronze_assets.audit import LoadRecord, RuleCount
 from bronze_assets.lakehouse import QUARANTINE
-from bronze_assets.sources.postgres import Scope, Snapshot, SourceTable
+from bronze_assets.sources.postgres import Snapshot, SourceTable
+from bronze_assets.sources.scope import Scope
 from bronze_assets.table import METADATA_COLUMNS, SOURCE_SYSTEM, BronzeTable
 
 ACTIVE = "ACTIVE"

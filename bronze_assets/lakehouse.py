@@ -27,7 +27,6 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
@@ -208,14 +207,11 @@ class Lakehouse:
             raise self._stale(table)
         return version
 
-    def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> int:
+    def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> None:
         """Commit a batch's quarantined rows; a row that is there already is seen again.
 
         Args:
             rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set).
-
-        Returns:
-            How many source rows of this batch the quarantine now holds.
         """
         name = self.identifier(table.schema, table.quarantine_name)
         session = rows.sparkSession
@@ -238,8 +234,21 @@ class Lakehouse:
             finally:
                 session.catalog.dropTempView(_INCOMING)
                 session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        seen = session.table(name).where(F.col("last_batch_id") == batch_id)
-        return int(seen.agg(F.coalesce(F.sum("rows_in_batch"), F.lit(0))).first()[0])  # type: ignore[index]
+
+    def quarantined(self, table: BronzeTable, batch_id: str) -> int:
+        """How many source rows of a batch the quarantine holds."""
+        seen = f"last_batch_id = {sql_literal(batch_id)}"
+        found = self.rows(table.schema, table.quarantine_name, ["sum(rows_in_batch) as held"], seen)
+        return int(found[0]["held"] or 0) if found else 0
+
+    def empty_quarantine(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
+        """Take back what a batch put into the quarantine, before it is done again."""
+        name = self.identifier(table.schema, table.quarantine_name)
+        session.sql(f"delete from {name} where batch_id = {_literal(batch_id)}")
+        session.sql(
+            f"update {name} set sightings = sightings - 1, last_batch_id = batch_id, rows_in_batch = 0"
+            f" where last_batch_id = {_literal(batch_id)}"
+        )
 
     def remove_batch(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
         """Take back the rows of a batch that will not be finished."""

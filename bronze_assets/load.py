@@ -27,7 +27,8 @@ from bronze_assets.errors import BronzeError, ConservationError, LoadRefused, Pa
 from bronze_assets.frames import ACTIVE, Frames
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.settings import Settings, resolve_secret
-from bronze_assets.sources.postgres import FULL, PostgresSource, Scope, Snapshot, SourceTable
+from bronze_assets.sources.postgres import PostgresSource, Snapshot, SourceTable
+from bronze_assets.sources.scope import FULL, Scope
 from bronze_assets.table import BronzeTable, Cadence
 
 logger = logging.getLogger(__name__)
@@ -281,17 +282,14 @@ class _Attempt:
                     trigger="killed",
                 )
             lake, table = self.bench.lake, self.table
-            in_quarantine = "main" in batch.events and (
-                batch.record is not None
-                and (
-                    batch.record.quarantined == 0
-                    or lake.committed(table.schema, table.quarantine_name, batch.id) is not None
-                )
-            )
-            if in_quarantine and batch.record is not None:
+            held = lake.quarantined(table, batch.id)
+            if "main" in batch.events and batch.record is not None and batch.record.quarantined == held:
                 logger.info("%s: batch %s: all its rows are in the lake, finishing it", table.name, batch.id)
                 self._finish(batch, replace(batch.record, resumed=True))
-            elif batch.partition == self.partition and again is None:
+                continue
+            if held:
+                lake.empty_quarantine(self.bench.session, table, batch.id)
+            if batch.partition == self.partition and again is None:
                 logger.info("%s: batch %s: interrupted, doing it again", table.name, batch.id)
                 again = batch
             else:
@@ -358,7 +356,8 @@ class _Attempt:
         self._stage(batch, "main", record, record.loaded + record.deleted)
         if record.quarantined:
             bad = frames.quarantine(judged, counts, batch_id, position, started)
-            held = lake.quarantine(bad, table, batch_id)
+            lake.quarantine(bad, table, batch_id)
+            held = lake.quarantined(table, batch_id)
             if held != record.quarantined:
                 raise ConservationError(
                     f"batch {batch_id} counted {record.quarantined} rows for the quarantine, which holds {held}.",

@@ -1084,23 +1084,31 @@ def test_a_batch_stopped_after_its_rows_landed_is_done_again_from_the_source_as_
     assert [row["status"] for row in lab.audit()] == ["FAILED", "SUCCESS"]
 
 
-def test_a_quarantine_that_does_not_hold_what_was_counted_is_an_error(
+def test_a_quarantine_that_does_not_hold_what_was_counted_is_an_error_and_is_filled_anew(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.make("products", [(1, "Lamp", "Home", 5), (2, "Chair", "Home", "NaN")])
+    lab.make("products", [(1, "Lamp", "Home", 5), (9, "Sofa", "Home", "NaN")])
+    lab.load(PRODUCTS)
+    lab.insert("products", [(2, "Chair", "Home", "NaN"), (3, "Table", "Home", "NaN"), (4, "Desk", "Home", "NaN")])
     quarantine = Lakehouse.quarantine
 
-    def one_too_many(self: Lakehouse, *args: Any) -> int:
+    def loses_one(self: Lakehouse, rows: Any, *args: Any) -> None:
         monkeypatch.setattr(Lakehouse, "quarantine", quarantine)
-        return quarantine(self, *args) + 1
+        quarantine(self, rows.where("row_key <> '4'"), *args)
 
-    monkeypatch.setattr(Lakehouse, "quarantine", one_too_many)
-    with pytest.raises(ConservationError, match="counted 1 rows for the quarantine, which holds 2"):
+    monkeypatch.setattr(Lakehouse, "quarantine", loses_one)
+    with pytest.raises(ConservationError, match="counted 4 rows for the quarantine, which holds 3"):
         lab.load(PRODUCTS)
     assert lab.audit()[-1]["status"] == "FAILED"
-    lab.load(PRODUCTS)
-    assert lab.rows(PRODUCTS, "product_id") == [(1,)]
-    assert [row["row_key"] for row in lab.quarantine(PRODUCTS)] == ["2"]
+    lab.sql("update tests.products set unit_price = 7 where product_id = 2")
+
+    record = lab.load(PRODUCTS)
+
+    assert (record.batch_id, record.loaded, record.unchanged, record.quarantined) == (f"{TODAY}/2", 1, 1, 3)
+    assert lab.rows(PRODUCTS, "product_id") == [(1,), (2,)]
+    held = {row["row_key"]: (row["batch_id"], row["sightings"]) for row in lab.quarantine(PRODUCTS)}
+    assert held == {"9": (f"{TODAY}/1", 2), "3": (f"{TODAY}/2", 1), "4": (f"{TODAY}/2", 1)}
+    assert [row["status"] for row in lab.audit()] == ["SUCCESS", "FAILED", "SUCCESS"]
 
 
 def test_a_load_whose_base_was_overtaken_writes_nothing_and_may_start_again(

@@ -20,7 +20,8 @@ from bronze_assets.demo import postgres
 from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.quality import raw_column
 from bronze_assets.sources import postgres as postgres_source
-from bronze_assets.sources.postgres import FULL, PostgresSource, Scope, Snapshot, SourceTable
+from bronze_assets.sources.postgres import PostgresSource, Snapshot, SourceTable
+from bronze_assets.sources.scope import FULL, Scope
 from bronze_assets.table import BronzeTable, Cadence, column
 from bronze_assets_tests.conftest import Server
 

@@ -1,19 +1,15 @@
 """PostgreSQL as a source: one exported snapshot for all that one process reads, in parallel JDBC ranges.
 
-JDBC bends some values (semantics.md): infinite dates, NaN, numerics that do not fit. The query itself tells them apart,
-so that a frame from here has the typed value, or NULL and the value's text in `quality.raw_column(name)`. Dates and
-timestamps travel as whole numbers, which is exact for every calendar and cheaper than JDBC's own decoding.
+A frame from here has, for each column, the typed value, or NULL and the value's text in `quality.raw_column(name)`.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import psycopg2
 from pyspark.sql import Column as SparkColumn
@@ -21,105 +17,23 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets.errors import BronzeError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
+from bronze_assets.errors import BronzeError, SchemaMismatch, SourceRefused, SourceUnreachable
 from bronze_assets.quality import raw_column
+from bronze_assets.sources.postgres_address import Address
+from bronze_assets.sources.postgres_types import COMPATIBLE, SourceColumn, expressions, finished, quote_name, spark_type
+from bronze_assets.sources.scope import Scope, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
 
-CONNECT_TIMEOUT_SECONDS = 10
 LOCK_TIMEOUT_SECONDS = 30
 FETCH_ROWS = 10_000
 PARALLEL_FROM_ROWS = 100_000
-_PASSED_ON = ("sslmode", "sslrootcert", "sslcert", "sslkey")
-_RETRYABLE_FATAL = (
-    "starting up",
-    "shutting down",
-    "recovery mode",
-    "too many",
-    "remaining connection slots",
-    "SSL SYSCALL",
-    "closed unexpectedly",
-)
+
 _LOST_BY_JDBC = re.compile(
     r"PSQLException: (?:FATAL: (?:terminating connection|the database system is|sorry, too many|too many connections"
     r"|remaining connection slots)|An I/O error occurred|The connection attempt failed|This connection has been closed"
     r"|Connection to \S+ refused)"
 )
 _LOCKED_BY_JDBC = re.compile(r"PSQLException: ERROR: canceling statement due to lock timeout")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What of a source table a batch reads: all of it, or the rows whose `column` lies in [low, high).
-
-    An open `low` includes rows in which the column is NULL.
-    """
-
-    column: str | None = None
-    low: int | dt.date | None = None
-    high: int | dt.date | None = None
-
-    @property
-    def kind(self) -> str:
-        """`full`, `day` (of an event date) or `range` (of the key)."""
-        if self.column is None:
-            return "full"
-        return "day" if isinstance(self.low, dt.date) else "range"
-
-    def __str__(self) -> str:
-        if self.column is None:
-            return "full"
-        if isinstance(self.low, dt.date):
-            return f"{self.column} = {self.low}"
-        if self.low is None and self.high is None:
-            return f"all of {self.column}"
-        low = "" if self.low is None else f"{self.low} <= "
-        high = "" if self.high is None else f" < {self.high}"
-        return f"{low}{self.column}{high}"
-
-    def sql(self, quoted: str) -> str:
-        """As a condition in PostgreSQL on the quoted column."""
-        parts = []
-        if self.low is not None:
-            parts.append(f"{quoted} >= {_sql_literal(self.low)}")
-        if self.high is not None:
-            parts.append(f"{quoted} < {_sql_literal(self.high)}")
-        if not parts:
-            return "true"
-        condition = " and ".join(parts)
-        return condition if self.low is not None else f"({condition} or {quoted} is null)"
-
-    def condition(self) -> SparkColumn:
-        """As a condition on the bronze table."""
-        if self.column is None:
-            return F.lit(True)
-        value = F.col(self.column)
-        holds = F.lit(True)
-        if self.low is not None:
-            holds = holds & (value >= F.lit(self.low))
-        if self.high is not None:
-            holds = holds & (value < F.lit(self.high))
-        return holds if self.low is not None else holds | value.isNull()
-
-
-FULL = Scope()
-
-
-@dataclass(frozen=True)
-class SourceColumn:
-    """A column as PostgreSQL's catalog has it; precision and scale only for a constrained numeric.
-
-    Attributes:
-        not_null: whether the source keeps every NULL out of it.
-    """
-
-    name: str
-    type: str
-    not_null: bool
-    precision: int | None = None
-    scale: int | None = None
-
-    def __str__(self) -> str:
-        return self.type if self.precision is None else f"{self.type}({self.precision},{self.scale})"
 
 
 @dataclass(frozen=True)
@@ -152,7 +66,7 @@ class PostgresSource:
     """
 
     def __init__(self, url: str) -> None:
-        self._address = _Address.parse(url)
+        self._address = Address.parse(url)
         self._snapshot: Snapshot | None = None
 
     def snapshot(self) -> Snapshot:
@@ -183,11 +97,14 @@ class Snapshot:
         lsn: the write-ahead log position of the snapshot.
     """
 
-    def __init__(self, address: _Address) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
         self._connection = address.connect()
         try:
             self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            self._connection.commit()
             ((self._id, lsn, epoch),) = self._query(
                 "select pg_export_snapshot(),"
                 " case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end"
@@ -293,7 +210,7 @@ class Snapshot:
 
     def next_bound(self, source: SourceTable, key: str, low: int | None, rows: int) -> int | None:
         """The key that lies `rows` rows after `low` in key order; None if fewer are left."""
-        quoted = _quote(source.columns[key].name)
+        quoted = quote_name(source.columns[key].name)
         condition = Scope(key, low).sql(quoted) if low is not None else f"{quoted} is not null"
         found = self._query(
             f"select {quoted} from {source.relation} where {condition} order by {quoted} offset {rows} limit 1"
@@ -308,19 +225,19 @@ class Snapshot:
         Args:
             connections: how many ranges of the key are read at once, for large tables with one integer key.
         """
-        expressions: list[str] = []
+        selected: list[str] = []
         finish: list[SparkColumn] = []
         wanted = [(c.name, c.type, source.columns[c.name]) for c in table.columns]
         wanted += [(name, spark_type(column), column) for name, column in source.extra.items()]
         for name, kind, column in wanted:
-            value, raw = _expressions(column, kind)
-            expressions.append(f"{value} as {_quote(name)}")
-            finish.append(_finish(name, kind).alias(name))
+            value, raw = expressions(column, kind)
+            selected.append(f"{value} as {quote_name(name)}")
+            finish.append(finished(name, kind).alias(name))
             if raw is not None:
-                expressions.append(f"{raw} as {_quote(raw_column(name))}")
+                selected.append(f"{raw} as {quote_name(raw_column(name))}")
                 finish.append(F.col(raw_column(name)))
         query = (
-            f"(select {', '.join(expressions)} from {source.relation} where {self._condition(source, scope)}) as source"
+            f"(select {', '.join(selected)} from {source.relation} where {self._condition(source, scope)}) as source"
         )
         return self._jdbc(session, query, self._ranges(source, table, scope, connections)).select(*finish)
 
@@ -330,12 +247,12 @@ class Snapshot:
         """The distinct keys at the source; with bounds, only those whose first key column lies in [low, high], if that
         is an integer or a date.
         """
-        keys = [f"{_expressions(source.columns[c.name], c.type)[0]} as {_quote(c.name)}" for c in table.key]
-        first = _quote(source.columns[table.key[0].name].name)
+        keys = [f"{expressions(source.columns[c.name], c.type)[0]} as {quote_name(c.name)}" for c in table.key]
+        first = quote_name(source.columns[table.key[0].name].name)
         bounded = low is not None and isinstance(table.key[0].type, (T.IntegerType, T.LongType, T.DateType))
-        condition = f"{first} between {_sql_literal(low)} and {_sql_literal(high)}" if bounded else "true"
+        condition = f"{first} between {sql_literal(low)} and {sql_literal(high)}" if bounded else "true"
         query = f"(select distinct {', '.join(keys)} from {source.relation} where {condition}) as keys"
-        return self._jdbc(session, query, {}).select(*(_finish(c.name, c.type).alias(c.name) for c in table.key))
+        return self._jdbc(session, query, {}).select(*(finished(c.name, c.type).alias(c.name) for c in table.key))
 
     @contextmanager
     def reading(self, table: BronzeTable) -> Iterator[None]:
@@ -388,7 +305,7 @@ class Snapshot:
             or source.estimated_rows < PARALLEL_FROM_ROWS
         ):
             return {}
-        quoted = _quote(source.columns[key.name].name)
+        quoted = quote_name(source.columns[key.name].name)
         ((low, high),) = self._query(
             f"select min({quoted}), max({quoted}) from {source.relation} where {self._condition(source, scope)}",
             table=table,
@@ -398,7 +315,7 @@ class Snapshot:
         return {"partitionColumn": key.name, "lowerBound": low, "upperBound": high, "numPartitions": connections}
 
     def _condition(self, source: SourceTable, scope: Scope) -> str:
-        return "true" if scope.column is None else scope.sql(_quote(source.columns[scope.column].name))
+        return "true" if scope.column is None else scope.sql(quote_name(source.columns[scope.column].name))
 
     def _match_columns(
         self, table: BronzeTable, oid: int, *, enforced: bool
@@ -436,7 +353,7 @@ class Snapshot:
             found = by_name.get(column.name)
             if found is None:
                 problems.append(f"column {column.name!r} is missing (expected {column.type.simpleString()})")
-            elif found.type not in _COMPATIBLE[type(column.type)]:
+            elif found.type not in COMPATIBLE[type(column.type)]:
                 problems.append(f"column {column.name!r}: expected {column.type.simpleString()}, found {found}")
         if problems:
             raise SchemaMismatch(
@@ -489,189 +406,5 @@ class Snapshot:
             ) from None
 
 
-@dataclass(frozen=True)
-class _Address:
-    host: str
-    port: int
-    database: str
-    user: str
-    options: Mapping[str, str]
-    _password: str | None
-
-    def __repr__(self) -> str:
-        return f"postgresql://{self.user}@{self.host}:{self.port}/{self.database}"
-
-    @classmethod
-    def parse(cls, url: str) -> _Address:
-        fix = "write postgresql://user:password@host:port/database, special characters percent-encoded."
-        try:
-            parts = urlsplit(url)
-            port = parts.port or 5432
-        except ValueError:
-            raise SettingsError("BRONZE_SOURCE_URL is malformed (its host or port).", fix) from None
-        if parts.scheme not in ("postgresql", "postgres"):
-            raise SettingsError("BRONZE_SOURCE_URL is not a postgresql:// URL.", fix)
-        database = unquote(parts.path.lstrip("/"))
-        # An unencoded `/` in the password ends the host there: what follows is part of the password, not to be shown.
-        if re.search(r"[@/:]", parts.path.lstrip("/")) or "@" in parts.fragment or "@" in parts.query:
-            raise SettingsError("BRONZE_SOURCE_URL is malformed (its database, or an unencoded password).", fix)
-        if not parts.hostname or not parts.username or not database:
-            raise SettingsError("BRONZE_SOURCE_URL lacks a host, a user or a database.", fix)
-        options = dict(parse_qsl(parts.query))
-        unknown = sorted(set(options) - set(_PASSED_ON))
-        if unknown:
-            raise SettingsError(
-                f"BRONZE_SOURCE_URL has unknown parameters: {', '.join(unknown)}.", f"use {', '.join(_PASSED_ON)}."
-            )
-        password = unquote(parts.password) if parts.password is not None else None
-        return cls(parts.hostname, port, database, unquote(parts.username), options, password)
-
-    def connect(self) -> Any:
-        try:
-            return psycopg2.connect(
-                host=self.host,
-                port=self.port,
-                dbname=self.database,
-                user=self.user,
-                password=self._password,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                application_name="bronze_assets",
-                # The snapshot's transaction is idle while Spark reads through other connections.
-                options="-c DateStyle=ISO -c TimeZone=UTC -c idle_in_transaction_session_timeout=0"
-                f" -c lock_timeout={LOCK_TIMEOUT_SECONDS}s",
-                keepalives_idle=30,
-                **dict[str, Any](self.options),
-            )
-        except psycopg2.OperationalError as error:
-            said = str(error)
-            fatal = re.search(r"(?:FATAL|certificate|SSL|no password supplied)[^\n]*", said)
-            if fatal and not any(word in said for word in _RETRYABLE_FATAL):
-                raise SourceRefused(
-                    f"the source {self!r} refused the connection: {fatal.group(0)}.",
-                    "correct BRONZE_SOURCE_URL, the server's pg_hba.conf or the certificate.",
-                ) from None
-            raise self.unreachable("it does not answer.", None) from None
-
-    def unreachable(self, what: str, table: str | None) -> SourceUnreachable:
-        return SourceUnreachable(
-            f"the source {self!r} cannot be reached: {what}",
-            "check that the server runs and that BRONZE_SOURCE_URL names it.",
-            table=table,
-        )
-
-    def jdbc_options(self) -> dict[str, Any]:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        options: dict[str, Any] = {
-            "url": f"jdbc:postgresql://{host}:{self.port}/{quote(self.database, safe='')}",
-            "driver": "org.postgresql.Driver",
-            "user": self.user,
-            "connectTimeout": CONNECT_TIMEOUT_SECONDS,
-            "tcpKeepAlive": "true",
-            "ApplicationName": "bronze_assets",
-            # From the first execution on, so that numbers arrive as numbers and not as text.
-            "prepareThreshold": -1,
-            **self.options,
-        }
-        if self._password is not None:
-            options["password"] = self._password
-        return options
-
-
-_INTEGERS = ("int2", "int4")
-_TEXTS = ("text", "varchar", "bpchar", "name", "citext", "uuid")
-_COMPATIBLE: Mapping[type[T.DataType], tuple[str, ...]] = {
-    T.IntegerType: _INTEGERS,
-    T.LongType: (*_INTEGERS, "int8"),
-    T.StringType: _TEXTS,
-    T.DecimalType: (*_INTEGERS, "int8", "numeric"),
-    T.DateType: ("date",),
-    T.TimestampType: ("timestamp", "timestamptz"),
-    T.BooleanType: ("bool",),
-}
-"""Spark type → the source types whose every value either fits or is told apart by the query. Text → number is not here:
-a number that arrives as text means that somebody changed the column."""
-
-
-def spark_type(column: SourceColumn) -> T.DataType:
-    """The type under which an undeclared source column joins the table: its own, else text."""
-    match column.type:
-        case "int2" | "int4":
-            return T.IntegerType()
-        case "int8":
-            return T.LongType()
-        case "bool":
-            return T.BooleanType()
-        case "date":
-            return T.DateType()
-        case "timestamp" | "timestamptz":
-            return T.TimestampType()
-        case "numeric" if column.precision is not None and 0 <= (column.scale or 0) <= column.precision <= 38:
-            return T.DecimalType(column.precision, column.scale or 0)
-        case _:
-            return T.StringType()
-
-
-def _expressions(column: SourceColumn, kind: T.DataType) -> tuple[str, str | None]:
-    """SQL for the value, and for its text where it cannot be had as `kind` (None if it always can)."""
-    c = _quote(column.name)
-
-    def told_apart(fits: str, value: str) -> tuple[str, str]:
-        return f"case when {fits} then {value} end", f"case when not ({fits}) then {c}::text end"
-
-    match kind:
-        case T.DateType():
-            return told_apart(f"{c} between '0001-01-01' and '9999-12-31'", f"{c} - date '1970-01-01'")
-        case T.TimestampType():
-            utc = f"({c} at time zone 'UTC')" if column.type == "timestamptz" else c
-            micros = (
-                f"extract(epoch from date_trunc('second', {utc}))::bigint * 1000000"
-                f" + extract(microseconds from {utc})::bigint % 1000000"
-            )
-            return told_apart(f"{c} >= '0001-01-01' and {c} < '10000-01-01'", micros)
-        case T.DecimalType() if column.type == "numeric":
-            p, s = kind.precision, kind.scale
-            fits = f"abs({c}) < 1e{p - s}::numeric and {c} = round({c}, {s})"
-            if column.precision is not None and column.scale is not None and column.scale <= s:
-                # What the source's own type bounds need not be asked of every row.
-                bounded = column.precision - column.scale <= p - s
-                fits = f"{c} <> 'NaN'" if bounded else f"abs({c}) < 1e{p - s}::numeric"
-            value, raw = told_apart(fits, c)
-            # Around the whole: JDBC does not see through a `case` to its branch's precision, and would bend the value.
-            return f"({value})::numeric({p},{s})", raw
-        case T.DecimalType():
-            p, s = kind.precision, kind.scale
-            value, raw = told_apart(f"abs({c}::numeric) < 1e{p - s}::numeric", c)
-            return f"({value})::numeric({p},{s})", raw
-        case T.LongType():
-            return f"{c}::bigint", None
-        case T.IntegerType():
-            return f"{c}::int", None
-        case T.BooleanType():
-            return c, None
-        case _:
-            return f"{c}::text", None
-
-
-def _finish(name: str, kind: T.DataType) -> SparkColumn:
-    value = F.col(name)
-    match kind:
-        case T.DateType():
-            return F.date_from_unix_date(value)
-        case T.TimestampType():
-            return F.timestamp_micros(value)
-        case T.DecimalType():
-            return value.cast(kind)
-        case _:
-            return value
-
-
 def _bronze_name(source_name: str) -> str:
     return re.sub(r"\W", "_", source_name.lower())
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _sql_literal(value: int | dt.date) -> str:
-    return f"date '{value.isoformat()}'" if isinstance(value, dt.date) else str(int(value))
