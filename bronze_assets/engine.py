@@ -6,6 +6,7 @@ What does not belong here: reading or writing tables, and anything that a Databr
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import importlib
@@ -25,6 +26,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from bronze_assets.errors import EngineError
 
@@ -206,6 +209,18 @@ def start_session(settings: Settings, say: Say = lambda _: None) -> SparkSession
                 ) from error
         session.conf.set(BUSINESS_TIME_ZONE, settings.business_time_zone)
         return session
+
+
+def end_jvm() -> None:
+    """End the JVM of this process, if it has one, before the process ends; otherwise it goes a moment after it."""
+    jvms = [child for child in psutil.Process().children(recursive=True) if child.name() == "java"]
+    for jvm in jvms:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            jvm.terminate()
+    _, stubborn = psutil.wait_procs(jvms, timeout=10)
+    for jvm in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            jvm.kill()
 
 
 def _find_java(settings: Settings) -> tuple[Path, int]:

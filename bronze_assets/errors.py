@@ -38,6 +38,12 @@ class SourceUnreachable(BronzeError):
     retryable = True
 
 
+class SourceBusy(BronzeError):
+    """Another session locks the source table or has rewritten it; worth a retry."""
+
+    retryable = True
+
+
 class SourceRefused(BronzeError):
     """The source answered and said no (password, privilege, missing table); a retry would hear the same."""
 

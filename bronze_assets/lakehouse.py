@@ -361,7 +361,8 @@ def _tidy(path: str, *, compact: bool) -> None:
         return
     # delta-rs does not notice two compactions of the same files, whose rows are there twice then (tried, 1.6.6): one
     # at a time, and none of a table whose rows are replaced.
-    with Path(f"{path}.tidy").open("w") as lock:
+    # Hidden, so that whoever lists the schema's folder finds tables alone.
+    with Path(path).with_name(f".{Path(path).name}.tidy").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

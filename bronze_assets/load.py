@@ -98,7 +98,16 @@ class Workbench:
     @functools.cached_property
     def source(self) -> PostgresSource:
         """The source; connects when its snapshot is first asked for."""
-        return PostgresSource(resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL"))
+        return PostgresSource(resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL"), self.clock)
+
+    def moment(self) -> dt.datetime:
+        """The moment that a load speaks of: that of the process's snapshot, else now.
+
+        All tables of a run belong to the partition in which its snapshot was taken, also those whose turn comes after
+        the hour or the day has ended.
+        """
+        taken = self.source.taken if "source" in self.__dict__ else None
+        return taken or self.clock()
 
     def close(self) -> None:
         """Let the source's snapshot go."""
@@ -134,22 +143,24 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
         raise
 
 
-def reach_source(bench: Workbench, tables: Sequence[BronzeTable], *, trigger: str, waits: Sequence[float]) -> None:
-    """Make sure that the source answers, before each of many tables finds out by itself.
+def make_ready(bench: Workbench, tables: Sequence[BronzeTable], *, trigger: str, waits: Sequence[float]) -> None:
+    """Make sure that the source answers and Spark starts, before each of many tables finds out by itself.
 
     Args:
-        tables: that are to be loaded; each gets a FAILED audit row if the source cannot be had.
+        tables: that are to be loaded; each gets a FAILED audit row if one of the two cannot be had.
         waits: seconds before each further try at a source that does not answer.
 
     Raises:
         SourceUnreachable: no answer, also after the last wait.
         SourceRefused: the server said no; asked once.
         SettingsError: the source's URL cannot be had or is malformed.
+        EngineError: Spark does not start.
     """
     started = bench.clock()
     for wait in (*waits, None):
         try:
             bench.source.snapshot()
+            _ = bench.session
             return
         except BronzeError as error:
             if error.retryable and wait is not None:
@@ -236,9 +247,11 @@ class _Attempt:
     def load(self) -> LoadRecord:
         table, bench, lake = self.table, self.bench, self.bench.lake
         self.log = BatchLog(lake, table, bench.clock, self.partition)
-        scope = _scope(table, self.partition, self.started)
+        # Refused at once, before a connection or a JVM is started for it.
+        _scope(table, self.partition, bench.moment())
         unfinished = self._settle()
         snapshot = bench.source.snapshot()
+        scope = _scope(table, self.partition, snapshot.taken)
         records = []
         with snapshot.reading(table):
             source = _contract(table, snapshot, scope, self.options)
@@ -466,7 +479,7 @@ def _frames(
         snapshot,
         source,
         scope,
-        today=bench.clock().astimezone(ZoneInfo(settings.business_time_zone)).date(),
+        today=snapshot.taken.astimezone(ZoneInfo(settings.business_time_zone)).date(),
         connections=options.read_connections or settings.read_connections,
         full_compare=options.full_compare,
     )
@@ -475,8 +488,9 @@ def _frames(
 def _dry_run(
     table: BronzeTable, partition: str, bench: Workbench, options: Options, started: dt.datetime
 ) -> LoadRecord:
-    scope = _scope(table, partition, started)
+    _scope(table, partition, bench.moment())
     snapshot = bench.source.snapshot()
+    scope = _scope(table, partition, snapshot.taken)
     log = BatchLog(bench.lake, table, bench.clock, partition)
     position = source_position(log.epoch(snapshot.epoch), snapshot.lsn, 0)
     versions = None

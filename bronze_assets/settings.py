@@ -8,12 +8,15 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from bronze_assets.errors import SettingsError
+
+_LEAST_MEGABYTES = 512
 
 
 class Environment(enum.StrEnum):
@@ -112,7 +115,7 @@ class Settings:
             read_connections=_positive(environ, "BRONZE_READ_CONNECTIONS", 2),
             range_rows=_positive(environ, "BRONZE_RANGE_ROWS", 20_000_000),
             lease_seconds=_positive(environ, "BRONZE_LEASE_SECONDS", 60),
-            driver_memory=environ.get("BRONZE_DRIVER_MEMORY") or "1200m",
+            driver_memory=_memory(environ, "BRONZE_DRIVER_MEMORY", "1200m"),
             jars=optional_path("BRONZE_JARS"),
             maven_mirror=environ.get("BRONZE_MAVEN_MIRROR") or None,
             ca_bundle=optional_path("SSL_CERT_FILE") or optional_path("REQUESTS_CA_BUNDLE"),
@@ -170,3 +173,14 @@ def _positive(environ: Mapping[str, str], variable: str, default: int) -> int:
     if value < 1:
         raise SettingsError(f"{variable}={text!r} is not a positive whole number.", f"use for example {default}.")
     return value
+
+
+def _memory(environ: Mapping[str, str], variable: str, default: str) -> str:
+    text = environ.get(variable) or default
+    size = re.fullmatch(r"(\d{1,6})([mMgG])", text)
+    if size is None or int(size[1]) * (1024 if size[2] in "gG" else 1) < _LEAST_MEGABYTES:
+        raise SettingsError(
+            f"{variable}={text!r} is not an amount of memory that Spark starts with.",
+            f"use at least {_LEAST_MEGABYTES}m, for example {default} or 2g.",
+        )
+    return text

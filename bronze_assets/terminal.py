@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from bronze_assets import engine
 from bronze_assets.demo.report import render
 from bronze_assets.errors import BronzeError
 from bronze_assets.settings import Settings
@@ -32,6 +33,7 @@ def run_command(command: Callable[[Settings], int], *, interrupted: str) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        engine.end_jvm()
         print(f"\n{interrupted}", file=sys.stderr)
         return 130
 

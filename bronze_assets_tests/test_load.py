@@ -802,6 +802,30 @@ def test_an_hourly_table_loads_the_hour_in_progress_alone(lab: Lab) -> None:
         lab.load(STOCK_LEVELS, TODAY)
 
 
+def test_a_table_whose_turn_comes_after_midnight_belongs_to_the_day_of_the_runs_snapshot(lab: Lab) -> None:
+    yesterdays = [(1, 1, dt.date(2026, 3, 1), "new"), (2, 1, dt.date(2026, 3, 9), "new")]
+    lab.make("orders", yesterdays)
+    lab.make("warehouses", [(1, "Köln", 5)])
+    lab.make("stock_levels", [(1, 1, 1, 5, 1)])
+    bench = Workbench(lab.settings, clock=lab.clock)
+    lab.clock.set(2026, 3, 10, 23, 59)
+    load(WAREHOUSES, TODAY, bench, Run("a run", "schedule"))
+    lab.insert("orders", [(3, 1, dt.date(2026, 3, 10), "after the snapshot")])
+    lab.clock.set(2026, 3, 11, 0, 5)
+
+    load(ORDERS, TODAY, bench, Run("a run", "schedule"))
+    load(STOCK_LEVELS, "2026-03-10-23:00", bench, Run("a run", "schedule"))
+    with pytest.raises(PartitionRefused, match="lies in the future"):
+        load(WAREHOUSES, "2026-03-11", bench, Run("a run", "schedule"))
+    bench.close()
+
+    assert lab.rows(ORDERS, "order_id", "batch_id") == [(1, f"{TODAY}/1"), (2, f"{TODAY}/1")]
+    assert lab.rows(STOCK_LEVELS, "stock_level_id") == [(1,)]
+    # A run of its own has a snapshot of today.
+    with pytest.raises(PartitionRefused, match="has passed"):
+        lab.load(WAREHOUSES, TODAY)
+
+
 @pytest.mark.parametrize(
     ("zone", "now", "score"),
     [

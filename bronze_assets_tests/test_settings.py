@@ -47,6 +47,9 @@ def test_variables_override_the_defaults(tmp_path: Path) -> None:
         ("BRONZE_START_DATE", "01.02.2026"),
         ("BRONZE_READ_CONNECTIONS", "0"),
         ("BRONZE_RANGE_ROWS", "many"),
+        ("BRONZE_DRIVER_MEMORY", "banana"),
+        ("BRONZE_DRIVER_MEMORY", "10m"),
+        ("BRONZE_DRIVER_MEMORY", "0g"),
     ],
 )
 def test_a_malformed_variable_is_named_with_its_value_and_a_fix(variable: str, value: str) -> None:

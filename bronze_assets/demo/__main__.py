@@ -98,19 +98,20 @@ def ui(settings: Settings) -> int:
 
 def clean(settings: Settings) -> int:
     """Stop the home's UI and server and remove the home; returns the exit code."""
+    if not settings.home.is_dir():
+        say(f"There is no {settings.home}; nothing to remove.")
+        return 0
     process = _running_ui(settings)
     if process is not None:
         _end(process)
         say("Stopped the UI.")
-    if not settings.home.is_dir():
-        say(f"There is no {settings.home}; nothing to remove.")
-        return 0
     if postgres.stop(settings):
         say("Stopped PostgreSQL.")
     if not home.is_ours(settings.home):
+        found = ", ".join(home.strangers(settings.home)[:5]) or "no mark of a demo or a load"
         raise SettingsError(
-            f"{settings.home} holds other things than what was made here, so it is not removed.",
-            "remove its folders lake, postgres, dagster, jars, java and spark yourself, or check BRONZE_HOME.",
+            f"{settings.home} holds other things than what was made here ({found}), so it is not removed.",
+            "move them away, or check BRONZE_HOME.",
         )
     postgres.remove(settings)
     shutil.rmtree(settings.home)

@@ -20,7 +20,7 @@ def mark(home: Path) -> None:
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if _holds_only_parts(home):
+        if not strangers(home):
             (home / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
     except OSError as error:
         raise SettingsError(
@@ -30,8 +30,9 @@ def mark(home: Path) -> None:
 
 def is_ours(home: Path) -> bool:
     """Whether a demo or a load made this folder, and nobody has put anything else into it."""
-    return (home / _MARKER).is_file() and _holds_only_parts(home)
+    return (home / _MARKER).is_file() and not strangers(home)
 
 
-def _holds_only_parts(home: Path) -> bool:
-    return all(path.name in _PARTS for path in home.iterdir())
+def strangers(home: Path) -> list[str]:
+    """Names of what lies in the home and was not made by a demo or a load."""
+    return sorted(path.name for path in home.iterdir() if path.name not in _PARTS)

@@ -16,7 +16,7 @@ from bronze_assets.audit import LoadOutcome, LoadRecord, safe_message
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import SchemaMismatch, SettingsError
-from bronze_assets.load import Workbench, current_partition, reach_source
+from bronze_assets.load import Workbench, current_partition, make_ready
 from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, process_identity
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import initial_loads
@@ -84,11 +84,10 @@ def load_current(
     Raises:
         SettingsError: Dagster's home cannot be made, or the first partition has not begun.
         SourceUnreachable, SourceRefused: the source cannot be had; every table has a FAILED audit row.
+        EngineError: Spark does not start; likewise.
         KeyboardInterrupt: the user stopped it; the run is marked as failed.
     """
-    # One moment for both jobs, or a midnight between them would split the load.
-    now = dt.datetime.now(dt.UTC)
-    if now.date() < settings.start_date:
+    if dt.datetime.now(dt.UTC).date() < settings.start_date:
         raise SettingsError(
             f"BRONZE_START_DATE={settings.start_date} lies in the future.", "set it to a day that has begun."
         )
@@ -107,11 +106,11 @@ def load_current(
         Workbench.open(settings, say=say) as bench,
     ):
         tries = range(1, RETRY_POLICY.max_retries + 1)
-        reach_source(bench, tables, trigger="cli", waits=[RETRY_POLICY.calculate_delay(number) for number in tries])
+        make_ready(bench, tables, trigger="cli", waits=[RETRY_POLICY.calculate_delay(number) for number in tries])
         for job in initial_loads(tables):
             result = definitions.resolve_job_def(job.name).execute_in_process(
                 instance=instance,
-                partition_key=current_partition(job.cadence, now),
+                partition_key=current_partition(job.cadence, bench.moment()),
                 tags=tags,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 resources={"loader": Loader(bench, listen)},

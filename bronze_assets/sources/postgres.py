@@ -5,8 +5,9 @@ A frame from here has, for each column, the typed value, or NULL and the value's
 
 from __future__ import annotations
 
+import datetime as dt
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets.errors import BronzeError, SchemaMismatch, SourceRefused, SourceUnreachable
+from bronze_assets.errors import BronzeError, SchemaMismatch, SourceBusy, SourceRefused
 from bronze_assets.quality import raw_column
 from bronze_assets.sources.postgres_address import Address
 from bronze_assets.sources.postgres_types import COMPATIBLE, SourceColumn, expressions, finished, quote_name, spark_type
@@ -60,13 +61,15 @@ class PostgresSource:
 
     Args:
         url: `postgresql://user:password@host:port/database?sslmode=…`.
+        clock: gives the present moment, in UTC.
 
     Raises:
         SettingsError: the URL is malformed; the message does not show it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)) -> None:
         self._address = Address.parse(url)
+        self._clock = clock
         self._snapshot: Snapshot | None = None
 
     def snapshot(self) -> Snapshot:
@@ -79,8 +82,13 @@ class PostgresSource:
         if self._snapshot is not None and not self._snapshot.alive():
             self.close()
         if self._snapshot is None:
-            self._snapshot = Snapshot(self._address)
+            self._snapshot = Snapshot(self._address, self._clock())
         return self._snapshot
+
+    @property
+    def taken(self) -> dt.datetime | None:
+        """When the open snapshot was taken; None without one."""
+        return self._snapshot.taken if self._snapshot is not None else None
 
     def close(self) -> None:
         """End the snapshot's transaction; the next `snapshot()` sees the source anew."""
@@ -95,10 +103,12 @@ class Snapshot:
     Attributes:
         epoch: `<system identifier>/<timeline>` of the server.
         lsn: the write-ahead log position of the snapshot.
+        taken: the moment before it was taken.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, taken: dt.datetime) -> None:
         self._address = address
+        self.taken = taken
         self._connection = address.connect()
         try:
             self._connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
@@ -141,7 +151,8 @@ class Snapshot:
         Raises:
             SourceRefused: the table is not there or may not be read.
             SchemaMismatch: a required column is missing or has an incompatible type.
-            SourceUnreachable: the table was truncated or rewritten after the snapshot, which cannot see its rows.
+            SourceBusy: the table is locked, or was truncated or rewritten after the snapshot, which then cannot see its
+                rows.
         """
         schema, name = table.source.split(".")
         found = self._query(
@@ -200,7 +211,11 @@ class Snapshot:
         )
         if rewritten:
             self.close()
-            raise self._address.unreachable(f"{relation} was rewritten after the snapshot was taken.", table.name)
+            raise SourceBusy(
+                f"{relation} was truncated or rewritten after the snapshot was taken.",
+                "none needed, the load is tried again with a new snapshot.",
+                table=table.name,
+            )
 
     def count(self, source: SourceTable, scope: Scope) -> int:
         """Rows of the scope, exactly."""
@@ -275,12 +290,13 @@ class Snapshot:
             with suppress(psycopg2.Error), self._connection.cursor() as cursor:
                 cursor.execute("rollback to savepoint unlocked")
 
-    def _locked(self, table: str | None) -> SourceUnreachable:
+    def _locked(self, table: str | None) -> SourceBusy:
         # Who waits for an exclusive lock (ALTER TABLE) waits for this snapshot, and its readers would queue behind.
         self.close()
-        return self._address.unreachable(
-            f"another session kept the table locked for {LOCK_TIMEOUT_SECONDS} s (ALTER TABLE, TRUNCATE, VACUUM FULL).",
-            table,
+        return SourceBusy(
+            f"another session has kept the source table locked for {LOCK_TIMEOUT_SECONDS} s, as ALTER TABLE does.",
+            "none needed if that session ends, the load is tried again; else find it in pg_locks and end it.",
+            table=table,
         )
 
     def _jdbc(self, session: SparkSession, query: str, ranges: Mapping[str, Any]) -> DataFrame:
@@ -355,26 +371,23 @@ class Snapshot:
                 problems.append(f"column {column.name!r} is missing (expected {column.type.simpleString()})")
             elif found.type not in COMPATIBLE[type(column.type)]:
                 problems.append(f"column {column.name!r}: expected {column.type.simpleString()}, found {found}")
-        if problems:
-            raise SchemaMismatch(
-                f"{table.source} does not hold its contract: {'; '.join(problems)}. Nothing was written.",
-                "restore the column at the source, or change the declaration in the catalog.",
-                table=table.name,
-            )
-        declared = {c.name: by_name[c.name] for c in table.columns}
+        declared = {c.name: by_name[c.name] for c in table.columns if c.name in by_name}
         extra: dict[str, SourceColumn] = {}
         for name, undeclared in by_name.items():
             if name in declared:
                 continue
             bronze = _bronze_name(name)
             if bronze in {*declared, *extra, *METADATA_COLUMNS, LOAD_DATE} or bronze.startswith("__"):
-                raise SchemaMismatch(
-                    f"source column {undeclared.name!r} would be loaded as {bronze!r}, a name that is taken."
-                    " Nothing was written.",
-                    "rename it at the source.",
-                    table=table.name,
+                problems.append(
+                    f"column {undeclared.name!r} would be loaded as {bronze!r}, a name that is taken: rename it"
                 )
             extra[bronze] = undeclared
+        if problems:
+            raise SchemaMismatch(
+                f"{table.source} does not hold its contract: {'; '.join(problems)}. Nothing was written.",
+                "mend the columns at the source, or change the declaration in the catalog.",
+                table=table.name,
+            )
         return declared, extra
 
     def _unique(self, oid: int, key: set[str]) -> bool:

@@ -1,0 +1,93 @@
+"""What the command lines refuse, and what `make clean` leaves alone. Whole walks: `test_end_to_end`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bronze_assets import __main__ as command_line
+from bronze_assets.demo import __main__ as demo_line
+from bronze_assets.demo import home as demo_home
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("BRONZE_HOME", str(folder))
+    for name in ("BRONZE_ENV", "BRONZE_LAKE", "BRONZE_SOURCE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.mark.parametrize("environment", ["dev", "qa", "prod"])
+def test_only_the_local_environment_loads_from_here(
+    environment: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BRONZE_ENV", environment)
+
+    assert command_line.main(["load"]) == 1
+    assert demo_line.main(["demo"]) == 1
+    assert demo_line.main(["ui"]) == 1
+
+    said = capsys.readouterr().err.splitlines()
+    assert (
+        said
+        == [f"BRONZE_ENV={environment} cannot load from this machine. Fix: unset BRONZE_ENV, or set it to local."] * 3
+    )
+    assert not home.exists()
+
+
+def test_clean_removes_what_was_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo_home.mark(home)
+    (home / "lake" / "inventory_bronze").mkdir(parents=True)
+
+    assert demo_line.main(["clean"]) == 0
+
+    assert not home.exists()
+    assert demo_line.main(["clean"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_clean_removes_nothing_where_somebody_elses_things_lie_and_names_them(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_home.mark(home)
+    (home / "thesis.txt").write_text("years of work")
+
+    assert demo_line.main(["clean"]) == 1
+
+    assert (home / "thesis.txt").read_text() == "years of work"
+    assert "(thesis.txt)" in capsys.readouterr().err
+
+
+def test_clean_removes_no_folder_that_is_not_marked(home: Path) -> None:
+    (home / "lake").mkdir(parents=True)
+
+    assert demo_line.main(["clean"]) == 1
+    assert (home / "lake").is_dir()
+
+
+def test_a_folder_with_other_things_in_it_is_not_marked(home: Path) -> None:
+    home.mkdir()
+    (home / "thesis.txt").touch()
+    demo_home.mark(home)
+    assert not demo_home.is_ours(home)
+    (home / "thesis.txt").unlink()
+    assert not demo_home.is_ours(home)
+
+
+def test_a_home_that_cannot_be_made_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.parent.joinpath("file").touch()
+    monkeypatch.setenv("BRONZE_HOME", str(home.parent / "file" / "below"))
+
+    assert command_line.main(["load"]) == 1
+
+    assert "file/below cannot be written" in capsys.readouterr().err
+
+
+def test_a_table_that_is_not_there_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["show", "bz_orders"]) == 1
+    assert "bz_orders: there is no table at" in capsys.readouterr().err
