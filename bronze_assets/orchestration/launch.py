@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import psutil
+import yaml
 
 from bronze_assets.audit import LoadOutcome, LoadRecord, safe_message
 from bronze_assets.catalog import TABLES
@@ -26,10 +27,12 @@ from bronze_assets.table import BronzeTable
 
 _CHECKOUT = Path(__file__).parents[2]
 _HOME_IN_CHECKOUT = ".bronze/dagster"
+_COMMAND_LINE = "command-line.yaml"
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
-    """Make Dagster's home of these settings: the checkout's `dagster.yaml`, with this home's own path.
+    """Make Dagster's home of these settings: the checkout's `dagster.yaml`, with this home's own path, and a copy of it
+    for runs in a terminal, which write there and not into compute logs.
 
     Runs that a killed process left behind are closed, or they would keep their tables' pools.
 
@@ -52,9 +55,13 @@ def prepare_dagster_home(settings: Settings) -> Path:
     text = text.replace(f'"{_HOME_IN_CHECKOUT}"', json.dumps(str(home)))
     try:
         home.mkdir(parents=True, exist_ok=True)
-        unfinished = home / f"dagster.yaml.{os.getpid()}"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(home / "dagster.yaml")
+        # Compute logs are captured by processes that Ctrl-C reaches too, and that answer with a traceback each.
+        nothing = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+        quiet = yaml.safe_dump(yaml.safe_load(text) | {"compute_logs": nothing})
+        for name, content in (("dagster.yaml", text), (_COMMAND_LINE, quiet)):
+            unfinished = home / f"{name}.{os.getpid()}"
+            unfinished.write_text(content, encoding="utf-8")
+            unfinished.replace(home / name)
     except OSError as error:
         raise SettingsError(
             f"{home} cannot be written ({error.strerror}).", "choose another folder with BRONZE_HOME."
@@ -102,7 +109,7 @@ def load_current(
     definitions = build_definitions(settings, tables)
     tags = {TRIGGER_TAG: "cli", PROCESS_TAG: process_identity()}
     with (
-        dg.DagsterInstance.from_config(str(home)) as instance,
+        dg.DagsterInstance.from_config(str(home), _COMMAND_LINE) as instance,
         Workbench.open(settings, say=say) as bench,
     ):
         tries = range(1, RETRY_POLICY.max_retries + 1)
