@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from bronze_assets.errors import EngineError
+from bronze_assets.processes import kill_after
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -217,10 +218,7 @@ def end_jvm() -> None:
     for jvm in jvms:
         with contextlib.suppress(psutil.NoSuchProcess):
             jvm.terminate()
-    _, stubborn = psutil.wait_procs(jvms, timeout=10)
-    for jvm in stubborn:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            jvm.kill()
+    kill_after(jvms, 10)
 
 
 def _find_java(settings: Settings) -> tuple[Path, int]:

@@ -149,12 +149,12 @@ class Lakehouse:
         """The current version."""
         return DeltaTable(str(self.path(schema, name))).version()
 
-    def committed(self, schema: str, name: str, batch_id: str, *, after: int = -1) -> int | None:
-        """The version later than `after` in which the batch was committed; None if it was not."""
+    def committed(self, schema: str, name: str, batch_id: str) -> int | None:
+        """The version in which the batch was committed; None if it was not."""
         path = str(self.path(schema, name))
         if not DeltaTable.is_deltatable(path):
             return None
-        return _version_marked(path, lambda mark: mark.split(" ")[0] == batch_id, after)
+        return _version_marked(path, lambda mark: mark.split(" ")[0] == batch_id, -1)
 
     def append(
         self,
@@ -271,7 +271,7 @@ class Lakehouse:
     def rows(
         self, schema: str, name: str, columns: Sequence[str] = ("*",), where: str = "true"
     ) -> list[dict[str, Any]]:
-        """Rows of a control table; none if it is missing.
+        """Rows of a table, read without Spark; none if it is missing.
 
         Args:
             columns: SQL expressions.
@@ -360,8 +360,8 @@ def _tidy(path: str, *, compact: bool) -> None:
     if table.version() % TIDY_EVERY:
         return
     # delta-rs does not notice two compactions of the same files, whose rows are there twice then (tried, 1.6.6): one
-    # at a time, and none of a table whose rows are replaced.
-    # Hidden, so that whoever lists the schema's folder finds tables alone.
+    # at a time, and none of a table whose rows are replaced. The lock's file is hidden, so that whoever lists the
+    # schema's folder finds tables alone.
     with Path(path).with_name(f".{Path(path).name}.tidy").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from zoneinfo import ZoneInfo
 
 from pyspark.sql import DataFrame, SparkSession, Window
@@ -223,26 +223,18 @@ def _scope(table: BronzeTable, partition: str, now: dt.datetime) -> Scope:
     )
 
 
+@dataclass
 class _Attempt:
     """One call of `load`, from the lease to the record."""
 
-    def __init__(
-        self,
-        table: BronzeTable,
-        partition: str,
-        bench: Workbench,
-        run: Run,
-        options: Options,
-        started: dt.datetime,
-    ) -> None:
-        self.table = table
-        self.partition = partition
-        self.bench = bench
-        self.run = run
-        self.options = options
-        self.started = started
-        self.batch: Batch | None = None
-        self.log: BatchLog
+    table: BronzeTable
+    partition: str
+    bench: Workbench
+    run: Run
+    options: Options
+    started: dt.datetime
+    log: BatchLog = field(init=False)
+    batch: Batch | None = None
 
     def load(self) -> LoadRecord:
         table, bench, lake = self.table, self.bench, self.bench.lake

@@ -21,6 +21,7 @@ import pytest
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
+from bronze_assets.processes import still_alive
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server
 from bronze_assets_tests.dagster_client import (
@@ -134,8 +135,7 @@ def test_what_a_user_does_from_the_first_load_to_the_last_folder(story: Story) -
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "Interrupted. The next load finishes or takes back what was begun." in output
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
+    assert not still_alive(family, 0), "the JVM has ended when the command has"
 
     # The next one brings everything.
     code, output = story.run("bronze_assets", "load")
@@ -208,6 +208,31 @@ def test_what_a_user_does_from_the_first_load_to_the_last_folder(story: Story) -
     code, output = story.run("bronze_assets.demo", "clean")
     assert code == 0, output
     assert not home.exists()
+
+
+@pytest.mark.slow
+def test_the_demo_loads_a_server_of_its_own_reports_and_leaves_nothing_running(story: Story, tmp_path: Path) -> None:
+    demo = Story(tmp_path / "demo home", story.url, story.source, story.jars)
+    process = demo.start("bronze_assets.demo", "demo")
+    family: dict[int, psutil.Process] = {}
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        family |= {child.pid: child for child in offspring(process)}
+    assert process.wait(PATIENCE) == 0, lines
+    output = "".join(lines)
+
+    assert "BRONZE_SOURCE_URL is not used here" in output
+    report = demo.report(output)
+    assert list(report) == NAMES
+    assert sum(counts[0] for counts in report.values()) == 240_633
+    for name, counts in report.items():
+        assert counts[0] == sum(counts[1:5])
+        assert demo.rows(name) == [(counts[1],)]
+    assert not still_alive(list(family.values()), 20)
+    # The story's own server was left alone.
+    assert story.ask("select 1") == [(1,)]
 
 
 def see_what_was_loaded(dagster: Dagster, first: dict[str, list[int]]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from bronze_assets import engine
 from bronze_assets.demo import postgres
 from bronze_assets.errors import EngineError
+from bronze_assets.processes import still_alive
 from bronze_assets.settings import Settings
 from bronze_assets_tests.conftest import CHECKOUT
 
@@ -262,7 +263,7 @@ def test_a_process_without_a_session_gets_a_quiet_one_that_dies_with_it(
     assert done.returncode == -9, done.stderr
     assert done.stderr == ""
     with contextlib.suppress(psutil.NoSuchProcess):
-        assert not postgres.still_alive([psutil.Process(int(done.stdout))], 20)
+        assert not still_alive([psutil.Process(int(done.stdout))], 20)
     assert list(work.iterdir()) == []
 
 

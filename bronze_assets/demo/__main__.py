@@ -20,6 +20,7 @@ import psutil
 from bronze_assets.demo import home, postgres
 from bronze_assets.demo.generate import PLANTED, ensure_sample_data
 from bronze_assets.errors import SettingsError
+from bronze_assets.processes import kill_after
 from bronze_assets.settings import Settings
 from bronze_assets.terminal import load_and_report, run_command, say
 
@@ -172,10 +173,7 @@ def _end(process: psutil.Process) -> None:
         return
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGINT)
-    for stubborn in postgres.still_alive(family, _STOP_SECONDS):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stubborn.kill()
-    postgres.still_alive(family, 5)
+    kill_after(family, _STOP_SECONDS)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from psycopg2 import sql
 from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from bronze_assets.errors import SettingsError, SourceUnreachable
+from bronze_assets.processes import still_alive
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -433,23 +434,6 @@ def _remembered_port(server: _Server) -> int:
     with contextlib.suppress(OSError, ValueError):
         return urlsplit(server.admin_url.read_text(encoding="utf-8")).port or PREFERRED_PORT
     return PREFERRED_PORT
-
-
-def still_alive(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those of the processes that have not ended after that time.
-
-    One that waits to be reaped has ended: in a container, nobody may ever reap it.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        alive = []
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    alive.append(process)
-        if not alive or time.monotonic() > deadline:
-            return alive
-        time.sleep(0.02)
 
 
 def free_port(preferred: int) -> int:

@@ -22,7 +22,7 @@ from bronze_assets.errors import BronzeError, SchemaMismatch, SourceBusy, Source
 from bronze_assets.quality import raw_column
 from bronze_assets.sources.postgres_address import Address
 from bronze_assets.sources.postgres_types import COMPATIBLE, SourceColumn, expressions, finished, quote_name, spark_type
-from bronze_assets.sources.scope import Scope, sql_literal
+from bronze_assets.sources.scope import Scope, bound_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
 
 LOCK_TIMEOUT_SECONDS = 30
@@ -265,7 +265,7 @@ class Snapshot:
         keys = [f"{expressions(source.columns[c.name], c.type)[0]} as {quote_name(c.name)}" for c in table.key]
         first = quote_name(source.columns[table.key[0].name].name)
         bounded = low is not None and isinstance(table.key[0].type, (T.IntegerType, T.LongType, T.DateType))
-        condition = f"{first} between {sql_literal(low)} and {sql_literal(high)}" if bounded else "true"
+        condition = f"{first} between {bound_literal(low)} and {bound_literal(high)}" if bounded else "true"
         query = f"(select distinct {', '.join(keys)} from {source.relation} where {condition}) as keys"
         return self._jdbc(session, query, {}).select(*(finished(c.name, c.type).alias(c.name) for c in table.key))
 

@@ -42,9 +42,9 @@ class Scope:
         """As a condition in PostgreSQL on the quoted column."""
         parts = []
         if self.low is not None:
-            parts.append(f"{quoted} >= {sql_literal(self.low)}")
+            parts.append(f"{quoted} >= {bound_literal(self.low)}")
         if self.high is not None:
-            parts.append(f"{quoted} < {sql_literal(self.high)}")
+            parts.append(f"{quoted} < {bound_literal(self.high)}")
         if not parts:
             return "true"
         condition = " and ".join(parts)
@@ -66,6 +66,6 @@ class Scope:
 FULL = Scope()
 
 
-def sql_literal(value: int | dt.date) -> str:
+def bound_literal(value: int | dt.date) -> str:
     """A bound as PostgreSQL writes it."""
     return f"date '{value.isoformat()}'" if isinstance(value, dt.date) else str(int(value))
