@@ -17,7 +17,7 @@ import pyarrow as pa
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.quality import KEY_UNIQUE, rules
-from bronze_assets.table import SOURCE_SYSTEM, BronzeTable, Impact
+from bronze_assets.table import BronzeTable, Impact
 
 MAX_NULL_SHARE = 0.05
 MIN_AVERAGE_SCORE = 85.0
@@ -407,7 +407,7 @@ def _write(lake: Lakehouse, table: BronzeTable, **values: Any) -> None:
         "audit_id": str(uuid.uuid4()),
         "table_name": table.name,
         "processing_duration_seconds": round(duration.total_seconds()),
-        "source_system": SOURCE_SYSTEM,
+        "source_system": table.source_system,
         "target_location": str(lake.path(table.schema, table.name)),
     }
     lake.append_rows(table.schema, AUDIT_LOG, _AUDIT, [row])

@@ -22,7 +22,7 @@ from bronze_assets.audit import LoadRecord, RuleCount
 from bronze_assets.lakehouse import QUARANTINE
 from bronze_assets.sources.postgres import Snapshot, SourceTable
 from bronze_assets.sources.scope import Scope
-from bronze_assets.table import METADATA_COLUMNS, SOURCE_SYSTEM, BronzeTable
+from bronze_assets.table import METADATA_COLUMNS, BronzeTable
 
 ACTIVE = "ACTIVE"
 DELETED = "DELETED"
@@ -199,7 +199,7 @@ class Frames:
         metadata = {
             "load_timestamp": F.lit(now),
             "update_timestamp": F.lit(now),
-            "source_system": F.lit(SOURCE_SYSTEM),
+            "source_system": F.lit(self._table.source_system),
             "record_status": F.when(deleted, DELETED).otherwise(ACTIVE),
             "data_quality_score": F.when(~deleted, F.col("data_quality_score")),
             "batch_id": F.lit(batch_id),
@@ -231,7 +231,7 @@ class Frames:
         bad = texts.select(parsed.alias("row")).select("row.*", rule_set)
         constants = {
             "batch_id": F.lit(batch_id),
-            "source_system": F.lit(SOURCE_SYSTEM),
+            "source_system": F.lit(self._table.source_system),
             "source_position": F.lit(position),
             "file_name": F.lit(None).cast("string"),
             "first_seen": F.lit(now),

@@ -28,6 +28,14 @@ class Environment(enum.StrEnum):
     PROD = "prod"
 
 
+class CaptureMode(enum.StrEnum):
+    """How the changes of the streaming tables come: not at all, by our own capture, or as Debezium's files."""
+
+    OFF = "off"
+    BUILTIN = "builtin"
+    EXTERNAL = "external"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything a process needs to know, read once.
@@ -38,6 +46,13 @@ class Settings:
         lake: `BRONZE_LAKE`, the folder of the bronze schemas; absolute. Default `<home>/lake`.
         source_url: `BRONZE_SOURCE_URL`, a PostgreSQL URL or `file:<path>` to a file that holds one.
             Default: the file that the embedded server of `make demo` writes. May hold a password: never shown.
+        capture: `BRONZE_CAPTURE`: `builtin` captures the streaming tables' changes through a replication slot, `external`
+            expects the files of a Debezium connector, `off` compares snapshots. Default: `builtin` for the embedded
+            server, `off` for a server named by `BRONZE_SOURCE_URL`.
+        landing: `BRONZE_LANDING`, where files arrive: a folder or an fsspec URL (`s3://bucket/prefix`).
+            Default `<home>/landing`.
+        archive: `BRONZE_ARCHIVE`, where loaded files are moved to, on the same file system. Default: `archive` beside
+            the landing zone.
         start_date: `BRONZE_START_DATE`, the first partition (UTC). Default 2026-01-01.
         business_time_zone: `BRONZE_TIME_ZONE`, in which "today" is taken for business dates. Default UTC.
         read_connections: `BRONZE_READ_CONNECTIONS`, parallel JDBC reads of one large table. Default 2.
@@ -57,6 +72,9 @@ class Settings:
     home: Path
     lake: Path
     source_url: str = field(repr=False)
+    landing: str
+    archive: str
+    capture: CaptureMode = CaptureMode.OFF
     start_date: dt.date = dt.date(2026, 1, 1)
     business_time_zone: str = "UTC"
     read_connections: int = 2
@@ -95,6 +113,12 @@ class Settings:
             raise SettingsError(
                 f"BRONZE_TIME_ZONE={zone!r} is not a time zone.", "use an IANA name such as Europe/Berlin."
             ) from None
+        own_source = environ.get("BRONZE_SOURCE_URL")
+        mode = environ.get("BRONZE_CAPTURE") or (CaptureMode.OFF if own_source else CaptureMode.BUILTIN)
+        if mode not in list(CaptureMode):
+            known = ", ".join(CaptureMode)
+            raise SettingsError(f"BRONZE_CAPTURE={mode!r} is not a way to capture.", f"use one of {known}.")
+        landing = _location(environ.get("BRONZE_LANDING") or str(home / "landing"))
         start = environ.get("BRONZE_START_DATE") or "2026-01-01"
         try:
             start_date = dt.date.fromisoformat(start)
@@ -109,7 +133,10 @@ class Settings:
             environment=environment,
             home=home,
             lake=Path(lake).expanduser().absolute(),
-            source_url=environ.get("BRONZE_SOURCE_URL") or f"file:{home / 'postgres' / 'source_url'}",
+            source_url=own_source or f"file:{home / 'postgres' / 'source_url'}",
+            landing=landing,
+            archive=_location(environ.get("BRONZE_ARCHIVE") or f"{landing.rpartition('/')[0]}/archive"),
+            capture=CaptureMode(mode),
             start_date=start_date,
             business_time_zone=zone,
             read_connections=_positive(environ, "BRONZE_READ_CONNECTIONS", 2),
@@ -160,6 +187,11 @@ def resolve_secret(reference: str, *, meaning: str) -> str:
     if not secret:
         raise SettingsError(f"{meaning} points to {path}, which is empty.", "write the value into that file.")
     return secret
+
+
+def _location(text: str) -> str:
+    """A folder as an absolute path, a URL as it is; neither ends with a slash."""
+    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def _positive(environ: Mapping[str, str], variable: str, default: int) -> int:

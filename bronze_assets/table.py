@@ -23,7 +23,8 @@ from pyspark.sql import types as T
 
 from bronze_assets.errors import DeclarationError
 
-SOURCE_SYSTEM = "PostgreSQL_DE"
+POSTGRES = "PostgreSQL_DE"
+RESCUED = "_rescued_data"
 
 METADATA_COLUMNS: Mapping[str, tuple[T.DataType, str]] = {
     "load_timestamp": (T.TimestampType(), "When the row version was first written (UTC)."),
@@ -39,6 +40,67 @@ METADATA_COLUMNS: Mapping[str, tuple[T.DataType, str]] = {
 """Columns on every bronze table, in order: type and description (tables.md)."""
 
 LOAD_DATE = "load_date"
+
+
+class Evolution(enum.StrEnum):
+    """What happens to a column of a file that the table does not declare.
+
+    `add`: it joins the table as STRING. `rescue`: its values are kept in `_rescued_data`. `stop`: the table is not
+    loaded until somebody accepts the column.
+    """
+
+    ADD = "add"
+    RESCUE = "rescue"
+    STOP = "stop"
+
+
+class Overwritten(enum.StrEnum):
+    """What happens to a loaded file that is there again with other content.
+
+    `ignore`: nothing. `reload`: its new rows replace the old ones. `stop`: the table is not loaded until it is gone.
+    """
+
+    IGNORE = "ignore"
+    RELOAD = "reload"
+    STOP = "stop"
+
+
+class Loaded(enum.StrEnum):
+    """What happens to a file that has been loaded: moved to the archive, left, or deleted some days later."""
+
+    ARCHIVE = "archive"
+    LEAVE = "leave"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Files as a table's source. The format follows from the name: `.csv`, `.json`, `.jsonl`, `.parquet`, `.gz` too.
+
+    Attributes:
+        path: the folder below the landing zone; files lie in it, or in folders named after days (`YYYY-MM-DD`).
+        captured: whether they are changes of a database table (`__op`, `__source_lsn`, …) and not rows as such.
+        event_time: the column that orders the versions of a key; None takes the file's modified time and path.
+        multiline: whether one JSON value may span lines: a file is then one object or one array of objects.
+        timestamp_format, date_format: of values in text, as Spark's datetime patterns.
+        evolution, overwritten, loaded: see the classes.
+        delete_after_days: for `Loaded.DELETE`.
+        max_files: most files of one batch.
+        settle_seconds: a file whose modified time is younger than this waits: it may be half written.
+    """
+
+    path: str
+    captured: bool = False
+    event_time: str | None = None
+    multiline: bool = False
+    timestamp_format: str = "yyyy-MM-dd HH:mm:ss"
+    date_format: str = "yyyy-MM-dd"
+    evolution: Evolution = Evolution.ADD
+    overwritten: Overwritten = Overwritten.RELOAD
+    loaded: Loaded = Loaded.ARCHIVE
+    delete_after_days: int = 30
+    max_files: int = 1000
+    settle_seconds: int = 5
 
 
 class Impact(enum.StrEnum):
@@ -206,12 +268,14 @@ class BronzeTable:
 
     Attributes:
         schema: schema of the bronze table, e.g. `inventory_bronze`.
-        source: `<schema>.<table>` at the source; matched without regard to case.
+        source: `<schema>.<table>` at the source; matched without regard to case. For a table of files, `<system>.<name>`.
         model: pandera model; its fields are made with `column()`, the key columns first.
         cadence: how often it is loaded.
         description: one sentence for the catalog.
         event_date: a DATE column by which past days can be loaded again from the source; None if there is none.
         layout: Delta partitioning and clustering.
+        files: the feed of a table whose source is files; None for a PostgreSQL table.
+        source_system: the system that the rows come from.
         owners: for Dagster, e-mail addresses or `team:<name>`.
         group: Dagster's asset group.
 
@@ -226,6 +290,8 @@ class BronzeTable:
     description: str
     event_date: str | None = None
     layout: Layout = field(default_factory=Layout)
+    files: Feed | None = None
+    source_system: str = POSTGRES
     owners: tuple[str, ...] = ("team:data-platform",)
     group: str = "inventory"
 
@@ -259,6 +325,14 @@ class BronzeTable:
     def name(self) -> str:
         """Name of the bronze table: `bz_` and the source table's name in lower case."""
         return "bz_" + self.source.split(".")[1].lower()
+
+    @cached_property
+    def feed(self) -> Feed | None:
+        """The files that the table is loaded from: its own, or the captured changes of a streaming PostgreSQL table."""
+        if self.files is not None or self.cadence is not Cadence.STREAMING:
+            return self.files
+        # Our own capture, and Debezium's sinks, name a file when it is complete.
+        return Feed(f"{self.schema}/{self.name}", captured=True, settle_seconds=0)
 
     @property
     def quarantine_name(self) -> str:

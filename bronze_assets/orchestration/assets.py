@@ -23,7 +23,7 @@ from bronze_assets.orchestration.checks import check_results, check_specs, faile
 from bronze_assets.orchestration.freshness import freshness_policy
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Settings
-from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, SOURCE_SYSTEM, BronzeTable, Cadence, Pii
+from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence, Pii
 
 TABLE_TAG = "bronze/table"
 BATCH_TAG = "bronze/batch"
@@ -306,7 +306,7 @@ def _source_key(table: BronzeTable) -> dg.AssetKey:
 def _source_spec(table: BronzeTable) -> dg.AssetSpec:
     return dg.AssetSpec(
         _source_key(table),
-        description=f"Table {table.source} of {SOURCE_SYSTEM}. {table.description}",
+        description=f"Table {table.source} of {table.source_system}. {table.description}",
         group_name=table.group,
         owners=list(table.owners),
         kinds={"postgres"},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from bronze_assets.orchestration.assets import SOURCE_TAG, asset_key
-from bronze_assets.table import SOURCE_SYSTEM, BronzeTable, Cadence
+from bronze_assets.table import POSTGRES, BronzeTable, Cadence
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def job_definitions(jobs: Sequence[LoadJob]) -> dg.Definitions:
                 job.name,
                 selection=dg.AssetSelection.assets(*(asset_key(table) for table in job.tables)),
                 description=job.description,
-                tags={SOURCE_TAG: SOURCE_SYSTEM},
+                tags={SOURCE_TAG: POSTGRES},
             )
             for job in jobs
         ]

@@ -11,7 +11,7 @@ from bronze_assets.load import current_partition
 from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG
 from bronze_assets.orchestration.jobs import LoadJob
 from bronze_assets.settings import Environment, Settings
-from bronze_assets.table import SOURCE_SYSTEM, Cadence
+from bronze_assets.table import POSTGRES, Cadence
 
 CRON: Mapping[Cadence, str] = {
     # Until their changes are captured, streaming tables are compared with a snapshot often enough to stay fresh.
@@ -56,6 +56,6 @@ def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
         filters = dg.RunsFilter(job_name=job.name, statuses=_UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} of {job.name} has not ended.")
-        return dg.RunRequest(partition_key=asked, tags={SOURCE_TAG: SOURCE_SYSTEM, TRIGGER_TAG: "schedule"})
+        return dg.RunRequest(partition_key=asked, tags={SOURCE_TAG: POSTGRES, TRIGGER_TAG: "schedule"})
 
     return tick
