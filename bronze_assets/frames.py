@@ -80,7 +80,8 @@ class Frames:
     def judged(self) -> DataFrame:
         """The scope's rows with broken rules, score and hash."""
         frame = self._snapshot.read(self._session, self._source, self._table, self._scope, self._connections)
-        return quality.judge(frame, self._table, extra=self.extra, today=self._today).withColumn(_READ, F.lit(True))
+        judged = quality.judge(frame, self._table, extra=self.extra, today=self._today, now=self._snapshot.taken)
+        return judged.withColumn(_READ, F.lit(True))
 
     def outcomes(self, judged: DataFrame, versions: DataFrame | None) -> DataFrame:
         """The judged rows with their outcome, and a row `deleted` for each key that is gone from the source."""

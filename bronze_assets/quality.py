@@ -15,7 +15,7 @@ import hashlib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from pyspark.sql import Column as SparkColumn
@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets.table import BronzeTable, Column, Impact
+from bronze_assets.table import TIMELY_CHECKS, BronzeTable, Column, Impact
 
 KEY = "key"
 PARSED = "parsed"
@@ -69,31 +69,38 @@ class Rule:
 
 
 def rules(table: BronzeTable) -> tuple[Rule, ...]:
-    """The rules of a table: key and types first, then one for each check of its model that is not on the key."""
+    """The rules of a table: key and types first, then one for each check of its model.
+
+    The checks of key columns are part of the key's rule, unless they depend on when the load runs.
+    """
     on_key = " and ".join(
         [f"{c.name} is present" for c in table.key]
-        + [_expected(c.name, check, arguments) for c in table.key for check, arguments in c.checks.items()]
+        + [_expected(c, check, arguments) for c, check, arguments in _key_checks(table.key)]
     )
     found = [
         Rule(KEY, table.key, KEY, {}, on_key, Impact.HIGH, True),
         Rule(PARSED, table.columns, PARSED, {}, "every value parses as its declared type", Impact.HIGH, True),
     ]
     for column in table.columns:
-        if column.key:
-            continue
         for check, arguments in column.checks.items():
+            if column.key and check not in TIMELY_CHECKS:
+                continue
             found.append(
                 Rule(
                     name=f"{column.name}_{_CHECK_SUFFIX.get(check, check)}",
                     columns=(column,),
                     check=check,
                     arguments=arguments,
-                    expected=_expected(column.name, check, arguments),
+                    expected=_expected(column, check, arguments),
                     impact=column.impact,
                     quarantines=column.quarantine,
                 )
             )
     return tuple(found)
+
+
+def _key_checks(key: Iterable[Column]) -> list[tuple[Column, str, Mapping[str, Any]]]:
+    return [(c, check, a) for c in key for check, a in c.checks.items() if check not in TIMELY_CHECKS]
 
 
 def fingerprint(table: BronzeTable) -> str:
@@ -113,17 +120,18 @@ def broken_column(rule_name: str) -> str:
     return f"__broken_{rule_name}"
 
 
-def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: date) -> DataFrame:
+def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: date, now: datetime) -> DataFrame:
     """Add `broken_column(rule)` for each rule, `__quarantined`, `data_quality_score` and `record_hash`.
 
     Args:
         frame: a source frame (module docstring).
         extra: columns of the frame that the table does not declare; they enter the hash only when not NULL.
-        today: the business date against which `not_in_future` holds.
+        today: the load's business date, with which `not_in_future` and `max_age_days` compare dates.
+        now: the load's moment, with its time zone, with which they compare timestamps.
     """
     raw = set(frame.columns)
     all_rules = rules(table)
-    broken = {rule.name: _broken(rule, raw, today) for rule in all_rules}
+    broken = {rule.name: _broken(rule, raw, today, now) for rule in all_rules}
     judged = frame.withColumns({broken_column(name): expression for name, expression in broken.items()})
     quarantining = [F.col(broken_column(rule.name)) for rule in all_rules if rule.quarantines]
     penalties = [F.col(broken_column(rule.name)).cast("int") * rule.impact.penalty for rule in all_rules]
@@ -211,24 +219,23 @@ def key_text(table: BronzeTable) -> SparkColumn:
     return F.concat_ws(", ", *(F.coalesce(F.col(c.name).cast("string"), F.lit("NULL")) for c in table.key))
 
 
-def _broken(rule: Rule, columns: Iterable[str], today: date) -> SparkColumn:
+def _broken(rule: Rule, columns: Iterable[str], today: date, now: datetime) -> SparkColumn:
     if rule.check == PARSED:
         raws = [F.col(name).isNotNull() for name in columns if name.startswith(_RAW)]
         return functools.reduce(operator.or_, raws, F.lit(False))
     if rule.check == KEY:
         conditions = [F.col(c.name).isNotNull() for c in rule.columns]
-        conditions += [
-            _holds(c, check, arguments, today) for c in rule.columns for check, arguments in c.checks.items()
-        ]
+        conditions += [_holds(c, check, arguments, today, now) for c, check, arguments in _key_checks(rule.columns)]
         return ~F.coalesce(functools.reduce(operator.and_, conditions), F.lit(False))
     # A column that may be NULL and is NULL breaks nothing but costs the 10 points; an unparseable one is NULL here.
     (column,) = rule.columns
-    holds = _holds(column, rule.check, rule.arguments, today)
+    holds = _holds(column, rule.check, rule.arguments, today, now)
     return F.col(column.name).isNotNull() & ~F.coalesce(holds, F.lit(False))
 
 
-def _holds(column: Column, check: str, arguments: Mapping[str, Any], today: date) -> SparkColumn:
+def _holds(column: Column, check: str, arguments: Mapping[str, Any], today: date, now: datetime) -> SparkColumn:
     value = F.col(column.name)
+    clock = now if isinstance(column.type, T.TimestampType) else today
     a = dict(arguments)
 
     def literal(name: str) -> SparkColumn:
@@ -272,15 +279,19 @@ def _holds(column: Column, check: str, arguments: Mapping[str, Any], today: date
                     holds = holds & compare(length, F.lit(a[name]))
             return holds
         case "not_in_future":
-            return value <= F.lit(today) if a["enabled"] else F.lit(True)
+            return value <= F.lit(clock) if a["enabled"] else F.lit(True)
+        case "max_age_days":
+            return value >= F.lit(clock - timedelta(days=a["days"]))
         case _:  # BronzeTable refuses others when it is built
             raise AssertionError(check)
 
 
-def _expected(name: str, check: str, arguments: Mapping[str, Any]) -> str:
+def _expected(column: Column, check: str, arguments: Mapping[str, Any]) -> str:
+    name = column.name
     a = {key: getattr(value, "pattern", value) for key, value in arguments.items()}
     # The words enter `fingerprint`: a set's own order differs from process to process.
     a = {key: sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value for key, value in a.items()}
+    clock = "the moment of the load" if isinstance(column.type, T.TimestampType) else "the business date of the load"
     match check:
         case "equal_to":
             return f"{name} = {a['value']}"
@@ -297,7 +308,9 @@ def _expected(name: str, check: str, arguments: Mapping[str, Any]) -> str:
         case "str_matches" | "str_contains":
             return f"{name} {'matches' if check == 'str_matches' else 'contains'} {a['pattern']}"
         case "not_in_future":
-            return f"{name} <= the business date of the load"
+            return f"{name} <= {clock}"
+        case "max_age_days":
+            return f"{name} >= {a['days']} days before {clock}"
         case _:
             return f"{name} {check} " + ", ".join(f"{key}={value}" for key, value in a.items())
 

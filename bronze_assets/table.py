@@ -17,6 +17,7 @@ import pandera.pyspark as pa
 from pandera.api.checks import Check
 from pandera.api.pyspark.types import PysparkDataframeColumnObject
 from pandera.errors import SchemaInitError
+from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -154,11 +155,14 @@ def column(
         description: what the column holds, for the catalog and the UI.
         key: part of the key; must be present. Keep `gt=0` on integer keys.
         pii: class of personal data.
-        impact: of the rules stated on this column.
-        quarantine: whether a row that breaks a rule of this column is quarantined instead of loaded.
+        impact: of the rules stated on this column; a broken key rule has high impact whatever is stated.
+        quarantine: whether a row that breaks a rule of this column is quarantined instead of loaded; a row without a
+            usable key always is.
         added: the column came after the table's first load: it enters `record_hash` only when not NULL, with its name,
             so that the hashes of older rows stay as they are.
-        checks: pandera checks, e.g. `ge=0`, `str_matches="^x"`, `not_in_future=True`, and `dtype_kwargs`.
+        checks: pandera checks, e.g. `ge=0`, `str_matches="^x"`, and `dtype_kwargs`. Of dates and timestamps also
+            `not_in_future=True` and `max_age_days=365`: dates are compared with the load's business date, timestamps
+            with its moment.
 
     Raises:
         DeclarationError: pandera knows no such check, or not with such arguments.
@@ -176,14 +180,21 @@ def column(
         ) from error
 
 
-def _not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
-    """Pandera's own verdict on `not_in_future`: no date lies after today in the session's business time zone."""
-    if not enabled:
-        return True
+def _clock(data: PysparkDataframeColumnObject) -> SparkColumn:
+    """What a column's values are compared with: this moment, or today in the session's business time zone."""
+    if isinstance(data.dataframe.schema[data.column_name].dataType, T.TimestampType):
+        return F.current_timestamp()
     zone = str(data.dataframe.sparkSession.conf.get("bronze.business_time_zone", "UTC"))
-    today = F.to_date(F.from_utc_timestamp(F.to_utc_timestamp(F.current_timestamp(), F.current_timezone()), zone))
-    frame = cast(DataFrame, data.dataframe)
-    return frame.where(F.col(data.column_name) > today).limit(1).count() == 0
+    return F.to_date(F.from_utc_timestamp(F.to_utc_timestamp(F.current_timestamp(), F.current_timezone()), zone))
+
+
+def _none(data: PysparkDataframeColumnObject, broken: SparkColumn) -> bool:
+    return cast(DataFrame, data.dataframe).where(broken).limit(1).count() == 0
+
+
+def _not_in_future(data: PysparkDataframeColumnObject, *, enabled: bool) -> bool:
+    """Pandera's own verdict on `not_in_future`: no date lies after today, no timestamp after this moment."""
+    return not enabled or _none(data, F.col(data.column_name) > _clock(data))
 
 
 def _not_in_future_check(enabled: bool, **options: Any) -> Check:
@@ -191,8 +202,25 @@ def _not_in_future_check(enabled: bool, **options: Any) -> Check:
     return Check(_not_in_future, name=name, error=f"{name}({enabled})", enabled=enabled, **options)
 
 
+# The day so long ago must be one that Python's dates have.
+_MOST_DAYS = 36_500
+
+
+def _max_age_days(data: PysparkDataframeColumnObject, *, days: int) -> bool:
+    """Pandera's own verdict on `max_age_days`: no date or timestamp lies more than that before today or this moment."""
+    return _none(data, F.col(data.column_name) < _clock(data) - F.make_dt_interval(F.lit(days)))
+
+
+def _max_age_days_check(days: int, **options: Any) -> Check:
+    if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= _MOST_DAYS:
+        raise ValueError(f"max_age_days={days!r} is not a whole number of days from 0 to {_MOST_DAYS}")
+    name = "max_age_days"
+    return Check(_max_age_days, name=name, error=f"{name}({days})", days=days, **options)
+
+
 # Not pandera's register_check_method: a check made by that is called without the name of its column.
 Check.REGISTERED_CUSTOM_CHECKS["not_in_future"] = _not_in_future_check
+Check.REGISTERED_CUSTOM_CHECKS["max_age_days"] = _max_age_days_check
 
 
 @dataclass(frozen=True)
@@ -256,8 +284,13 @@ SUPPORTED_CHECKS = frozenset(
         "str_endswith",
         "str_length",
         "not_in_future",
+        "max_age_days",
     }
 )
+
+TIMELY_CHECKS = frozenset({"not_in_future", "max_age_days"})
+"""Checks whose verdict depends on when the load runs. On a key column too they are rules of their own: a key is usable
+or not, whenever it is looked at."""
 
 _ORDERED = (T.IntegerType, T.LongType, T.DecimalType, T.DateType, T.TimestampType)
 
@@ -268,7 +301,8 @@ class BronzeTable:
 
     Attributes:
         schema: schema of the bronze table, e.g. `inventory_bronze`.
-        source: `<schema>.<table>` at the source; matched without regard to case. For a table of files, `<system>.<name>`.
+        source: `<schema>.<table>` at the source; matched without regard to case. For a table of files,
+            `<system>.<name>`.
         model: pandera model; its fields are made with `column()`, the key columns first.
         cadence: how often it is loaded.
         description: one sentence for the catalog.
@@ -423,8 +457,8 @@ def _checked_types(check: str) -> tuple[type[T.DataType], ...]:
     """The types whose values a check of `SUPPORTED_CHECKS` can judge; pandera knows them too, but only when it runs."""
     if check.startswith("str_"):
         return (T.StringType,)
-    if check == "not_in_future":
-        return (T.DateType,)
+    if check in TIMELY_CHECKS:
+        return (T.DateType, T.TimestampType)
     if check in ("equal_to", "not_equal_to"):
         return SUPPORTED_TYPES
     return (*_ORDERED, T.StringType) if check in ("isin", "notin") else _ORDERED

@@ -30,6 +30,8 @@ Row = Mapping[str, Any]
 Holds = Callable[[Any], bool]
 
 MONEY = {"precision": 12, "scale": 2}
+_now = dt.datetime.now(dt.UTC)
+_today = _now.date()
 BY_NAME = {table.name: table for table in TABLES}
 
 
@@ -56,6 +58,9 @@ class Everything(pa.DataFrameModel):
         str_length={"min_value": 1, "max_value": 3}, quarantine=True, impact=Impact.LOW, description="-"
     )
     day: T.DateType = column(not_in_future=True, impact=Impact.LOW, description="-")
+    recent_day: T.DateType = column(max_age_days=3_650, impact=Impact.LOW, description="-")
+    past: T.TimestampType = column(not_in_future=True, impact=Impact.LOW, description="-")
+    recent: T.TimestampType = column(max_age_days=3_650, impact=Impact.LOW, description="-")
     flag: T.BooleanType = column(eq=True, impact=Impact.LOW, description="-")
     moment: T.TimestampType = column(
         ge=dt.datetime(1969, 12, 31, 23, 59, 59, 999_999, dt.UTC), impact=Impact.LOW, description="-"
@@ -105,6 +110,9 @@ def stated_rules(today: dt.date) -> dict[str, dict[str, tuple[str, Holds, int]]]
             "ends_endswith": ("ends", lambda t: t.endswith("\n"), 5),
             "sized_length": ("sized", lambda t: 1 <= len(t) <= 3, 5),
             "day_not_in_future": ("day", not_in_future(today), 5),
+            "recent_day_max_age_days": ("recent_day", lambda d: d >= today - dt.timedelta(3_650), 5),
+            "past_not_in_future": ("past", lambda m: m <= _now, 5),
+            "recent_max_age_days": ("recent", lambda m: m >= _now - dt.timedelta(3_650), 5),
             "flag_eq": ("flag", lambda f: f is True, 5),
             "moment_ge": ("moment", lambda m: m >= dt.datetime(1969, 12, 31, 23, 59, 59, 999_999, dt.UTC), 5),
         },
@@ -192,9 +200,11 @@ def source_frame(spark: SparkSession, table: BronzeTable, rows: Sequence[Row], r
     return spark.createDataFrame(data, schema).coalesce(1)
 
 
-def compiled(frame: DataFrame, table: BronzeTable, today: dt.date) -> list[tuple[set[str], bool, int, str]]:
+def compiled(
+    frame: DataFrame, table: BronzeTable, today: dt.date, now: dt.datetime = _now
+) -> list[tuple[set[str], bool, int, str]]:
     """Broken rules, quarantined, score and hash of each row, as compiled; in the rows' order, by one action."""
-    judged = quality.judge(frame, table, extra=(), today=today)
+    judged = quality.judge(frame, table, extra=(), today=today, now=now)
     names = [rule.name for rule in quality.rules(table)]
     found = judged.select(
         "__row",
@@ -230,7 +240,8 @@ def as_pandera_says(table: BronzeTable, rows: Sequence[Row], broken: Sequence[se
             if name == "key":
                 found.add((key, "not_nullable" if row[key] is None else "greater_than"))
                 continue
-            (about,) = (c.name for c in table.columns if name.startswith(f"{c.name}_"))
+            # `recent_day` begins like `recent`: the longest name is meant.
+            about = max((c.name for c in table.columns if name.startswith(f"{c.name}_")), key=len)
             check = name.removeprefix(f"{about}_")
             found.add((about, PANDERA.get(check, check)))
     return found
@@ -265,12 +276,15 @@ _near_numbers = st.text(st.sampled_from("0123456789 ().-+"), min_size=4, max_siz
 _strings = st.one_of(
     _letters, _near_emails, _near_numbers, st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 )
-_today = dt.datetime.now(dt.UTC).date()
 
 
 def _integers(bits: int) -> st.SearchStrategy[int]:
     most = 2 ** (bits - 1)
     return st.sampled_from((0, 1, -1, 7, -3, -4, most - 1, -most)) | st.integers(-10, 10) | st.integers(-most, most - 1)
+
+
+def _far(age: dt.timedelta) -> bool:
+    return abs(age.days) > 3 and abs(age.days + 3_650) > 3
 
 
 def _values(kind: T.DataType) -> st.SearchStrategy[Any]:
@@ -288,12 +302,15 @@ def _values(kind: T.DataType) -> st.SearchStrategy[Any]:
             edges = st.sampled_from(
                 [dt.date.min, dt.date.max, dt.date(1582, 10, 10), dt.date(1969, 12, 31), dt.date(2026, 1, 31)]
             )
-            # Not near today: midnight may pass between pandera's clock and ours.
-            return (edges | st.dates()).filter(lambda day: abs((day - _today).days) > 3)
+            # Not near the bounds: midnight may pass between pandera's clock and ours.
+            recent = st.integers(-4_000, 10).map(lambda days: _today + dt.timedelta(days))
+            return (edges | st.dates() | recent).filter(lambda day: _far(day - _today))
         case T.TimestampType():
             edge = dt.datetime(1969, 12, 31, 23, 59, 59, 999_999, dt.UTC)
             edges = st.sampled_from((edge, edge - dt.timedelta(microseconds=1)))
-            return edges | st.datetimes(dt.datetime(2, 1, 1), dt.datetime(9998, 1, 1), timezones=st.just(dt.UTC))
+            moments = st.datetimes(dt.datetime(2, 1, 1), dt.datetime(9998, 1, 1), timezones=st.just(dt.UTC))
+            recent = st.integers(-4_000, 10).map(lambda days: _now + dt.timedelta(days))
+            return (edges | moments | recent).filter(lambda moment: _far(moment - _now))
         case T.BooleanType():
             return st.booleans()
         case _:
@@ -430,6 +447,73 @@ def test_an_order_may_be_of_today_and_not_of_tomorrow(spark: SparkSession) -> No
         set(),
     ]
     assert [score for _, _, score, _ in found] == [100, 100, 85, 85, 100, 90]
+
+
+class Reading(pa.DataFrameModel):
+    """Judged by the clock, on the key too."""
+
+    thing_id: T.StringType = column(key=True, description="Key.")
+    read_at: T.TimestampType = column(
+        key=True, not_in_future=True, max_age_days=365, impact=Impact.MEDIUM, description="When."
+    )
+    due: T.DateType = column(not_in_future=True, max_age_days=2, quarantine=True, description="-")
+
+
+READING = BronzeTable("inventory_bronze", "tests.Reading", Reading, Cadence.DAILY, "Readings.")
+
+
+def reading(*, read_at: dt.datetime | None = None, due: dt.date | None = None) -> Row:
+    return {"thing_id": "a", "read_at": read_at, "due": due}
+
+
+def test_a_timestamp_is_compared_with_the_moment_of_the_load_and_a_date_with_its_business_date(
+    spark: SparkSession,
+) -> None:
+    # The load runs in a zone where the next day has begun.
+    now, today = dt.datetime(2026, 2, 28, 23, 30, tzinfo=dt.UTC), dt.date(2026, 3, 1)
+    tick = dt.timedelta(microseconds=1)
+    year_ago = dt.datetime(2025, 2, 28, 23, 30, tzinfo=dt.UTC)
+    cases: list[tuple[Row, set[str], bool, int]] = [
+        (reading(read_at=now, due=today), set(), False, 100),
+        (reading(read_at=now + tick, due=today), {"read_at_not_in_future"}, False, 85),
+        (reading(read_at=year_ago, due=today), set(), False, 100),
+        (reading(read_at=year_ago - tick, due=today), {"read_at_max_age_days"}, False, 85),
+        (reading(read_at=None, due=today), {"key"}, True, 65),
+        (reading(read_at=now, due=dt.date(2026, 3, 2)), {"due_not_in_future"}, True, 75),
+        (reading(read_at=now, due=dt.date(2026, 2, 27)), set(), False, 100),
+        (reading(read_at=now, due=dt.date(2026, 2, 26)), {"due_max_age_days"}, True, 75),
+        (reading(read_at=now, due=None), set(), False, 90),
+    ]
+
+    found = compiled(source_frame(spark, READING, [row for row, *_ in cases]), READING, today, now)
+
+    assert [outcome[:3] for outcome in found] == [(broken, bad, score) for _, broken, bad, score in cases]
+
+
+def test_what_depends_on_the_clock_is_a_rule_of_its_own_beside_the_keys(spark: SparkSession) -> None:
+    rules = {rule.name: (rule.expected, rule.impact, rule.quarantines) for rule in quality.rules(READING)}
+
+    assert rules["key"] == ("thing_id is present and read_at is present", Impact.HIGH, True)
+    assert rules["read_at_not_in_future"] == ("read_at <= the moment of the load", Impact.MEDIUM, False)
+    assert rules["read_at_max_age_days"] == (
+        "read_at >= 365 days before the moment of the load",
+        Impact.MEDIUM,
+        False,
+    )
+    assert rules["due_max_age_days"] == ("due >= 2 days before the business date of the load", Impact.HIGH, True)
+
+
+def test_pandera_itself_knows_how_old_a_value_may_be(spark: SparkSession) -> None:
+    days = dt.timedelta(days=1)
+    for age, due, reported in (
+        (364 * days, 1 * days, set()),
+        (366 * days, 1 * days, {("read_at", "max_age_days")}),
+        (-1 * days, 1 * days, {("read_at", "not_in_future")}),
+        (1 * days, 4 * days, {("due", "max_age_days")}),
+        (1 * days, -2 * days, {("due", "not_in_future")}),
+    ):
+        frame = source_frame(spark, READING, [reading(read_at=_now - age, due=_today - due), reading(read_at=_now)])
+        assert reported_by_pandera(READING, frame) == reported
 
 
 def test_a_row_without_a_usable_key_or_with_a_bent_value_is_quarantined_and_scored(spark: SparkSession) -> None:
@@ -675,7 +759,7 @@ def test_reasons_name_rule_column_and_value_but_never_a_protected_value(spark: S
         {"thing_id": 1, "email": None, "city": '"\\\n', "sold_on": dt.date(2026, 1, 31)},
     ]
     frame = source_frame(spark, table, rows, raws)
-    judged = quality.judge(frame, table, extra=(), today=_today)
+    judged = quality.judge(frame, table, extra=(), today=_today, now=_now)
     first, second, third = (
         judged.select(
             "__row",

@@ -225,7 +225,7 @@ class OrderedText(pa.DataFrameModel):
 
 class FutureMoment(pa.DataFrameModel):
     thing_id: T.IntegerType = column(key=True, description="Key.")
-    made_at: T.TimestampType = column(not_in_future=True, description="Moment.")
+    made_at: T.StringType = column(not_in_future=True, description="Moment.")
 
 
 class ProtectedKey(pa.DataFrameModel):
@@ -266,7 +266,7 @@ class UnreadableModel(pa.DataFrameModel):
         (WholeFrameCheck, {}, "WholeFrameCheck states a check on the whole frame"),
         (TextualNumber, {}, "'thing_id' states the check 'str_matches', which a int has not"),
         (OrderedText, {}, "'label' states the check 'greater_than_or_equal_to', which a string has not"),
-        (FutureMoment, {}, "'made_at' states the check 'not_in_future', which a timestamp has not"),
+        (FutureMoment, {}, "'made_at' states the check 'not_in_future', which a string has not"),
         (ProtectedKey, {}, "key column 'email' is protected personal data"),
         (MetadataName, {}, "column name 'batch_id' cannot be used"),
         (GeneratedName, {}, "column name 'load_date' cannot be used"),
@@ -291,7 +291,18 @@ def test_a_broken_declaration_names_table_culprit_and_fix(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("checks", [{"sounds_nice": True}, {"unique": True}, {"in_range": {"low": 1}}])
+@pytest.mark.parametrize(
+    "checks",
+    [
+        {"sounds_nice": True},
+        {"unique": True},
+        {"in_range": {"low": 1}},
+        {"max_age_days": -1},
+        {"max_age_days": 1.5},
+        {"max_age_days": True},
+        {"max_age_days": 36_501},
+    ],
+)
 def test_a_check_that_pandera_does_not_know_names_its_column(checks: dict[str, Any]) -> None:
     with pytest.raises(DeclarationError, match=rf"the column 'Text\.' cannot state .*{next(iter(checks))}.* Fix: "):
         column(description="Text.", **checks)
