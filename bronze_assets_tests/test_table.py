@@ -7,7 +7,7 @@ import pandera.pyspark as pa
 import pyspark.sql.types as T
 import pytest
 
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog import TABLES, manufacturing
 from bronze_assets.errors import DeclarationError
 from bronze_assets.table import METADATA_COLUMNS, BronzeTable, Cadence, Impact, Layout, Pii, column
 
@@ -142,8 +142,74 @@ def test_each_tables_rules_are_those_of_the_design(table: BronzeTable) -> None:
     assert not any(c.quarantine or c.added for c in table.columns)
 
 
+TIMELY = {"not_in_future": {"enabled": True}, "max_age_days": {"days": 365}}
+
+
+def between(low: int, high: int) -> dict[str, Any]:
+    return {"in_range": {"min_value": low, "max_value": high, "include_min": True, "include_max": True}}
+
+
+# Issue 4, written down a second time: the feed's folder, its event time, and each column's type, with its checks.
+FEEDS: dict[str, tuple[str, str, int, dict[str, tuple[str, dict[str, Any]]]]] = {
+    "bz_sensor_data": (
+        "raw/sensor-data",
+        "timestamp",
+        2,
+        {
+            "sensor_id": (TEXT, {}),
+            "timestamp": ("timestamp", TIMELY),
+            "temperature": ("decimal(12,4)", between(-60, 150)),
+            "humidity": ("decimal(12,4)", between(0, 100)),
+            "pressure": ("decimal(12,4)", between(800, 1200)),
+        },
+    ),
+    "bz_equipment_logs": (
+        "raw/equipment-logs",
+        "logged_at",
+        1,
+        {
+            "log_id": (TEXT, {}),
+            "equipment_id": (TEXT, {}),
+            "logged_at": ("timestamp", TIMELY),
+            "level": (TEXT, {"isin": {"allowed_values": ["INFO", "WARN", "ERROR", "FATAL"]}}),
+            "message": (TEXT, {}),
+        },
+    ),
+    "bz_quality_metrics": (
+        "raw/quality-metrics",
+        "measured_at",
+        1,
+        {
+            "metric_id": (LONG, {"greater_than": {"min_value": 0}}),
+            "batch_number": (TEXT, {}),
+            "measured_at": ("timestamp", TIMELY),
+            "metric": (TEXT, {}),
+            "value": ("decimal(18,6)", {}),
+            "passed": ("boolean", {}),
+        },
+    ),
+}
+
+
+def test_the_manufacturing_tables_are_those_of_the_issue() -> None:
+    found = {}
+    for table in manufacturing.TABLES:
+        assert table.feed is not None
+        columns = {
+            c.name: (c.type.simpleString(), {check: dict(given) for check, given in c.checks.items()})
+            for c in table.columns
+        }
+        found[table.name] = (table.feed.path, table.feed.event_time, len(table.key), columns)
+        assert (table.schema, table.cadence) == ("manufacturing_bronze", Cadence.STREAMING)
+        assert not table.feed.captured
+        assert not any(c.quarantine for c in table.columns)
+        assert {c.impact.value for c in table.columns if set(c.checks) - {"greater_than"}} == {"Medium"}
+
+    assert found == FEEDS
+
+
 def test_a_column_says_everywhere_what_it_holds() -> None:
-    for table in TABLES:
+    for table in (*TABLES, *manufacturing.TABLES):
         assert table.description
         assert all(c.description.endswith(".") for c in table.columns), table.name
 
