@@ -74,5 +74,15 @@ class LakeError(BronzeError):
     """The lake cannot be read or written."""
 
 
+class CaptureBusy(BronzeError):
+    """Another process captures the same changes; worth a retry."""
+
+    retryable = True
+
+
+class LandingError(BronzeError):
+    """The landing zone cannot be read or written."""
+
+
 class ConservationError(BronzeError):
     """Rows read and row outcomes do not add up; a defect, never the user's fault."""
