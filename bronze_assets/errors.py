@@ -80,9 +80,5 @@ class CaptureBusy(BronzeError):
     retryable = True
 
 
-class LandingError(BronzeError):
-    """The landing zone cannot be read or written."""
-
-
 class ConservationError(BronzeError):
     """Rows read and row outcomes do not add up; a defect, never the user's fault."""

@@ -20,7 +20,7 @@ class Unchanged(enum.Enum):
 
 UNCHANGED: Final = Unchanged.UNCHANGED
 
-Value: TypeAlias = bytes | None | Unchanged
+Value: TypeAlias = bytes | Unchanged | None
 """A column's text in the client's encoding, NULL, or `UNCHANGED`."""
 
 Row: TypeAlias = tuple[Value, ...]

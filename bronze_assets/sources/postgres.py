@@ -29,6 +29,11 @@ LOCK_TIMEOUT_SECONDS = 30
 FETCH_ROWS = 10_000
 PARALLEL_FROM_ROWS = 100_000
 
+RELATION_MATCHES = (
+    "lower(n.nspname) = lower(%s) and lower(c.relname) = lower(%s) and c.relkind in ('r', 'p', 'v', 'm', 'f')"
+)
+"""SQL for the relations (pg_class c, pg_namespace n) that `BronzeTable.source`, split at its dot, may mean."""
+
 _LOST_BY_JDBC = re.compile(
     r"PSQLException: (?:FATAL: (?:terminating connection|the database system is|sorry, too many|too many connections"
     r"|remaining connection slots)|An I/O error occurred|The connection attempt failed|This connection has been closed"
@@ -164,23 +169,11 @@ class Snapshot:
             " from (select c.oid as relid union select relid from pg_partition_tree(c.oid)) parts)::bigint,"
             " c.relkind = 'r' and exists (select from pg_inherits where inhparent = c.oid)"
             " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where lower(n.nspname) = lower(%s) and lower(c.relname) = lower(%s)"
-            " and c.relkind in ('r', 'p', 'v', 'm', 'f')",
+            f" where {RELATION_MATCHES}",
             (schema, name),
             table=table,
         )
-        if not found:
-            raise SourceRefused(
-                f"the source has no table {table.source} (upper and lower case do not matter).",
-                "create it, grant USAGE on its schema, or correct `source` in the catalog.",
-                table=table.name,
-            )
-        if len(found) > 1:
-            names = ", ".join(sorted(row[1] for row in found))
-            raise SourceRefused(
-                f"the source has several tables of that name: {names}.", "leave one of them.", table=table.name
-            )
-        ((oid, relation, readable, kind, tuples, size, inherited),) = found
+        oid, relation, readable, kind, tuples, size, inherited = only_match(found, table)
         if not readable:
             raise SourceRefused(
                 f"{relation} may not be read by {self._address.user}.",
@@ -417,6 +410,26 @@ class Snapshot:
                 f"give {self._address.user} the privileges that `docs/source.md` lists.",
                 table=name,
             ) from None
+
+
+def only_match(found: Sequence[Any], table: BronzeTable) -> Any:
+    """The one row of what `RELATION_MATCHES` found; its second value is the quoted name.
+
+    Raises:
+        SourceRefused: there is none, or there are several.
+    """
+    if not found:
+        raise SourceRefused(
+            f"the source has no table {table.source} (upper and lower case do not matter).",
+            "create it, grant USAGE on its schema, or correct `source` in the catalog.",
+            table=table.name,
+        )
+    if len(found) > 1:
+        names = ", ".join(sorted(row[1] for row in found))
+        raise SourceRefused(
+            f"the source has several tables of that name: {names}.", "leave one of them.", table=table.name
+        )
+    return found[0]
 
 
 def _bronze_name(source_name: str) -> str:
