@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +68,22 @@ class PostgresSource:
     Args:
         url: `postgresql://user:password@host:port/database?sslmode=…`.
         clock: gives the present moment, in UTC.
+        slot_point: whether snapshots are to meet captured changes without gap or overlap, see `Snapshot`.
 
     Raises:
         SettingsError: the URL is malformed; the message does not show it.
     """
 
-    def __init__(self, url: str, clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        *,
+        slot_point: bool = False,
+    ) -> None:
         self._address = Address.parse(url)
         self._clock = clock
+        self._slot_point = slot_point
         self._snapshot: Snapshot | None = None
 
     def snapshot(self) -> Snapshot:
@@ -83,11 +92,12 @@ class PostgresSource:
         Raises:
             SourceUnreachable: no answer; worth a retry.
             SourceRefused: the server said no.
+            SourceBusy: with `slot_point`, a transaction that was open at the beginning stays open.
         """
         if self._snapshot is not None and not self._snapshot.alive():
             self.close()
         if self._snapshot is None:
-            self._snapshot = Snapshot(self._address, self._clock())
+            self._snapshot = Snapshot(self._address, self._clock(), slot_point=self._slot_point)
         return self._snapshot
 
     @property
@@ -109,9 +119,14 @@ class Snapshot:
         epoch: `<system identifier>/<timeline>` of the server.
         lsn: the write-ahead log position of the snapshot.
         taken: the moment before it was taken.
+
+    Args:
+        slot_point: whether `lsn` is to part all transactions exactly: the snapshot sees those whose commit record
+            starts before it and no others. Without, one that commits while it is taken may be on either side. Needs
+            `wal_level = logical`, REPLICATION and, for a moment, a free slot; waits for open transactions.
     """
 
-    def __init__(self, address: Address, taken: dt.datetime) -> None:
+    def __init__(self, address: Address, taken: dt.datetime, *, slot_point: bool = False) -> None:
         self._address = address
         self.taken = taken
         self._connection = address.connect()
@@ -120,6 +135,7 @@ class Snapshot:
             with self._connection.cursor() as cursor:
                 cursor.execute(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             self._connection.commit()
+            point = self._import_slot_point() if slot_point else None
             ((self._id, lsn, epoch),) = self._query(
                 "select pg_export_snapshot(),"
                 " case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end"
@@ -132,8 +148,49 @@ class Snapshot:
         except BaseException:
             self._connection.close()
             raise
-        self.lsn = int(lsn)
+        self.lsn = int(lsn) if point is None else point
         self.epoch = str(epoch)
+
+    def _import_slot_point(self) -> int:
+        """Begin the transaction with the snapshot of a temporary slot's consistent point; returns that point."""
+        with closing(self._address.connect(replication=True)) as replication, replication.cursor() as cursor:
+            try:
+                # Bounds the wait for each transaction that is open; a replication command knows no statement_timeout.
+                cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+                cursor.execute(
+                    f'CREATE_REPLICATION_SLOT "bronze_snapshot_{secrets.token_hex(8)}" TEMPORARY LOGICAL pgoutput'
+                    # The way to write it that PostgreSQL 14 knows too.
+                    " EXPORT_SNAPSHOT"
+                )
+                _, point, exported, _ = cursor.fetchone()
+                with self._connection.cursor() as importing:
+                    importing.execute("set transaction snapshot %s", (exported,))
+            except psycopg2.Error as error:
+                raise self._no_slot_point(error) from None
+        high, low = point.split("/")
+        return (int(high, 16) << 32) + int(low, 16)
+
+    def _no_slot_point(self, error: psycopg2.Error) -> BronzeError:
+        said = error.diag.message_primary or type(error).__name__
+        match error.pgcode:
+            case "55P03" | "57014":
+                return SourceBusy(
+                    f"a transaction has stayed open at the source for {LOCK_TIMEOUT_SECONDS} s; a snapshot that"
+                    " meets the captured changes waits for those that were open when it began.",
+                    "none needed if that transaction ends, the load is tried again; else find it in pg_stat_activity"
+                    " (column xact_start) and end it.",
+                )
+            case "53400":
+                fix = "drop a slot that is left behind (docs/capture.md), or raise max_replication_slots and restart."
+            case "55000":
+                fix = "ALTER SYSTEM SET wal_level = logical and restart the server; or set BRONZE_CAPTURE=off."
+            case "42501":
+                fix = f"ALTER ROLE {self._address.user} REPLICATION."
+            case None | "57P01" | "57P02" | "57P03":
+                return self._address.unreachable("the connection was lost.", None)
+            case _:
+                fix = "see docs/capture.md for what the server must allow."
+        return SourceRefused(f"the source gave no snapshot at a slot's point: {said}.", fix)
 
     def alive(self) -> bool:
         """Whether the snapshot can still be read."""

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import psycopg2
+from psycopg2.extras import LogicalReplicationConnection
 
 from bronze_assets.errors import SettingsError, SourceRefused, SourceUnreachable
 
@@ -69,8 +70,8 @@ class Address:
         password = unquote(parts.password) if parts.password is not None else None
         return cls(parts.hostname, port, database, unquote(parts.username), options, password)
 
-    def connect(self) -> Any:
-        """A new connection.
+    def connect(self, *, replication: bool = False) -> Any:
+        """A new connection; with `replication`, one that speaks the protocol of logical replication.
 
         Raises:
             SourceUnreachable: no answer; worth a retry.
@@ -88,6 +89,7 @@ class Address:
                 # The snapshot's transaction is idle while Spark reads through other connections.
                 options="-c DateStyle=ISO -c TimeZone=UTC -c idle_in_transaction_session_timeout=0",
                 keepalives_idle=30,
+                connection_factory=LogicalReplicationConnection if replication else None,
                 **dict[str, Any](self.options),
             )
         except psycopg2.OperationalError as error:
