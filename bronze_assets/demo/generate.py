@@ -1,15 +1,21 @@
 """Deterministic sample data for the ten source tables, with known faults in them.
 
 Every value is arithmetic on the row's number: the same rows on every machine, made by PostgreSQL itself in seconds.
+
+As a command: files for the manufacturing feeds, or changes in the demo's tables, at a given rate.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime as dt
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from psycopg2 import sql
 
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 SCHEMA = "tests"
+_PROGRESS_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -346,6 +353,15 @@ def generate_orders(connection: Connection, rows: int, table: str = "orders") ->
         )
 
 
+def new_row(table: str) -> str:
+    """An INSERT of one faultless row into `tests.<table>`; its parameter is the key, a positive number."""
+    sample = _SAMPLES[table]
+    # As the last of so many rows: its date is the last of the sample's.
+    values = ", ".join(f"({expression.replace('{n}', '(g + 1)')})::{kind}" for _, kind, expression in sample.columns)
+    values = values.replace("%", "%%")
+    return f"insert into {SCHEMA}.{table} select {values} from (select %s::bigint - 1 as g) numbered"
+
+
 def _statements(name: str, sample: _Sample, counts: Mapping[str, int]) -> str:
     """All that makes one table, as one string: PostgreSQL runs that as one transaction."""
     table = f"{SCHEMA}.{name}"
@@ -393,3 +409,100 @@ def _statements(name: str, sample: _Sample, counts: Mapping[str, int]) -> str:
 def _multiplier(n: int) -> int:
     """A number that has no factor in common with n, so that multiplying by it permutes 0 … n-1."""
     return next(candidate for candidate in range(7919, 7919 + n + 2) if math.gcd(candidate, n) == 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make files, or changes, as the arguments say.
+
+    Returns:
+        The exit code: 0, 1 for an error, 130 after Ctrl-C.
+    """
+    # Imported late: those modules use this one.
+    from bronze_assets.demo.changes import make_changes
+    from bronze_assets.demo.files import FEEDS, make_files
+    from bronze_assets.settings import Settings
+    from bronze_assets.terminal import run_command, say
+
+    parser = argparse.ArgumentParser(
+        prog="python -m bronze_assets.demo.generate",
+        description="Make files for the manufacturing feeds; with --changes-per-second, changes in the demo's tables.",
+    )
+    parser.add_argument("--landing", help="folder of the landing zone (default: the setting BRONZE_LANDING)")
+    parser.add_argument("--feed", choices=[*FEEDS, "all"], default="all", help="default: all")
+    parser.add_argument("--files", type=_number(int, 0), default=10, help="of each feed; 0 until Ctrl-C (default: 10)")
+    parser.add_argument("--rows-per-file", type=_number(int, 1), default=200, metavar="ROWS", help="default: 200")
+    parser.add_argument(
+        "--rate",
+        type=_number(float, 0),
+        default=0.0,
+        metavar="FILES_PER_SECOND",
+        help="0: as fast as possible (default)",
+    )
+    parser.add_argument(
+        "--faults", type=_number(float, 0, 1), default=0.0, metavar="SHARE", help="of faulty rows, 0 to 1"
+    )
+    parser.add_argument(
+        "--bad-files", type=_number(float, 0, 1), default=0.0, metavar="SHARE", help="of bad files, 0 to 1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which rows are faulty, and the keys")
+    parser.add_argument("--dated", action="store_true", help="into a folder named after today (UTC)")
+    parser.add_argument(
+        "--changes-per-second",
+        type=_number(float, 0.01),
+        metavar="RATE",
+        help="update, insert and delete rows in the demo's tables",
+    )
+    parser.add_argument(
+        "--seconds", type=_number(float, 0), default=60.0, help="for how long to make changes (default: 60)"
+    )
+    options = parser.parse_args(arguments)
+
+    def command(settings: Settings) -> int:
+        if options.changes_per_second is not None:
+            make_changes(settings, rate=options.changes_per_second, seconds=options.seconds, say=say)
+            return 0
+        landing: str = options.landing or settings.landing
+        began = said = time.monotonic()
+        files = bad = 0
+        feeds = FEEDS if options.feed == "all" else (options.feed,)
+        for planted_file in make_files(
+            landing,
+            feeds,
+            now=dt.datetime.now(dt.UTC),
+            files=options.files,
+            rows=options.rows_per_file,
+            faults=options.faults,
+            bad_files=options.bad_files,
+            seed=options.seed,
+            dated=options.dated,
+        ):
+            files += 1
+            bad += planted_file.counts["bad_files"]
+            if time.monotonic() - said >= _PROGRESS_SECONDS:
+                said = time.monotonic()
+                say(f"{files:,} files, {bad:,} of them bad.")
+            if options.rate:
+                time.sleep(max(0.0, began + files / options.rate - time.monotonic()))
+        say(f"Made {files:,} files, {bad:,} of them bad, in {landing}.")
+        return 0
+
+    return run_command(command, interrupted="Interrupted; every file that was made is complete.")
+
+
+def _number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], Any]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        # Not least > value: that would let NaN pass.
+        if not least <= value <= most or math.isinf(value):
+            bounds = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {bounds}")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())
