@@ -1,0 +1,176 @@
+"""Load of many small JSON files against Spark's own file stream, which writes them to Delta without any checks.
+
+Both sides read the same files in the same session, in turn, several times, each into a fresh table; the medians and
+their ratio are printed. The stream takes as many files a trigger as a batch of ours takes at most. Ours checks, hashes,
+records and archives; the stream does none of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyspark.sql import types as T
+
+from bronze_assets.catalog import manufacturing
+from bronze_assets.load import current_partition, load
+from bronze_assets.settings import Settings
+from bronze_assets.table import BronzeTable
+from bronze_assets.workbench import Run, Workbench
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+FILES, ROWS = 5_000, 100
+LISTED = 100_000
+(SENSOR_DATA,) = (table for table in manufacturing.TABLES if table.name == "bz_sensor_data")
+_SENSORS = 500
+# Older than any time for which a young file waits.
+_AGE = dt.timedelta(hours=1)
+
+
+def main() -> None:
+    """Measure and print both sides."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.files", description=__doc__)
+    parser.add_argument("--files", type=int, default=FILES)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of each file")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each side; the medians are compared")
+    parser.add_argument("--stream-only", action="store_true", help="measure Spark's side alone")
+    arguments = parser.parse_args()
+    settings = bench_settings(Settings.from_environment())
+    try:
+        made = make_json_files(settings.home / "made", arguments.files, arguments.rows)
+        with Workbench.open(settings, say=print) as bench:
+            print(
+                f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {dt.date.today()}"
+            )
+            stream, ours = [], []
+            # The first round pays for the JIT on both sides and is not counted.
+            for number in range(arguments.runs + 1):
+                times = [_stream(bench.session, settings, SENSOR_DATA, made)]
+                if not arguments.stream_only:
+                    times.append(_load(bench, SENSOR_DATA, made))
+                print("  ".join(f"{seconds:.2f} s" for seconds in times), flush=True)
+                if number:
+                    stream.append(times[0])
+                    ours += times[1:]
+        print(f"{'files':>8}{'rows':>11}{'stream s':>11}{'load s':>9}{'times as fast':>15}")
+        a = statistics.median(stream)
+        b = statistics.median(ours) if ours else float("nan")
+        print(f"{arguments.files:>8,}{arguments.files * arguments.rows:>11,}{a:>11.2f}{b:>9.2f}{a / b:>15.2f}")
+    finally:
+        shutil.rmtree(settings.home, ignore_errors=True)
+
+
+def bench_settings(settings: Settings) -> Settings:
+    """Settings of a home of its own below the given one, with that one's jars."""
+    home = settings.home / "bench-files"
+    jars = settings.home / "jars"
+    return dataclasses.replace(
+        settings,
+        home=home,
+        lake=home / "lake",
+        landing=str(home / "landing"),
+        archive=str(home / "archive"),
+        jars=settings.jars or (jars if jars.is_dir() else None),
+    )
+
+
+def make_json_files(folder: Path, files: int, rows: int) -> Path:
+    """Make that many files of faultless sensor data, as JSON lines, with a modified time an hour ago.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True)
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0) - _AGE
+    for file in range(files):
+        lines = []
+        for n in range(file * rows, (file + 1) * rows):
+            row = {
+                "sensor_id": f"S-{n % _SENSORS:04}",
+                "timestamp": f"{now - dt.timedelta(seconds=n // _SENSORS):%Y-%m-%d %H:%M:%S}",
+                "temperature": (1800 + n * 7919 % 1200) / 100,
+                "humidity": (300 + n * 104_729 % 500) / 10,
+                "pressure": (9900 + n * 1299 % 350) / 10,
+            }
+            lines.append(json.dumps(row) + "\n")
+        _write_old(folder / f"sensors-{file:06}.json", "".join(lines), now)
+    return folder
+
+
+def make_listing(landing: Path, table: BronzeTable = SENSOR_DATA, files: int = LISTED) -> None:
+    """Fill a feed's folder with tiny files, one row each, with a modified time an hour ago: for the cost of listing."""
+    assert table.feed is not None
+    folder = landing / table.feed.path
+    folder.mkdir(parents=True)
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0) - _AGE
+    row = '{"sensor_id": "S-%06d", "timestamp": "' + f"{now:%Y-%m-%d %H:%M:%S}" + '", "temperature": 20.5}\n'
+    for file in range(files):
+        _write_old(folder / f"listed-{file:06}.json", row % file, now)
+
+
+def _write_old(path: Path, text: str, modified: dt.datetime) -> None:
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (modified.timestamp(), modified.timestamp()))
+
+
+def _stream(session: SparkSession, settings: Settings, table: BronzeTable, made: Path) -> float:
+    assert table.feed is not None
+    target, checkpoint = settings.home / "streamed", settings.home / "checkpoint"
+    for folder in (target, checkpoint):
+        shutil.rmtree(folder, ignore_errors=True)
+    schema = T.StructType([T.StructField(c.name, c.type) for c in table.columns])
+    began = time.perf_counter()
+    query = (
+        session.readStream.schema(schema)
+        .option("maxFilesPerTrigger", table.feed.max_files)
+        .option("timestampFormat", table.feed.timestamp_format)
+        .json(str(made))
+        .writeStream.format("delta")
+        .option("checkpointLocation", str(checkpoint))
+        .trigger(availableNow=True)
+        .start(str(target))
+    )
+    query.awaitTermination()
+    seconds = time.perf_counter() - began
+    _check(session, target, table, made)
+    return seconds
+
+
+def _load(bench: Workbench, table: BronzeTable, made: Path) -> float:
+    settings = bench.settings
+    assert table.feed is not None
+    for folder in (settings.lake, Path(settings.landing), Path(settings.archive)):
+        shutil.rmtree(folder, ignore_errors=True)
+    arrived = Path(settings.landing) / table.feed.path
+    # Links, for the load moves its files away: making them anew would take as long as loading them.
+    shutil.copytree(made, arrived, copy_function=os.link)
+    bench.close()
+    began = time.perf_counter()
+    load(table, current_partition(table.cadence, bench.clock()), bench, Run("bench", "manual"))
+    seconds = time.perf_counter() - began
+    _check(bench.session, settings.lake / table.schema / table.name, table, made)
+    return seconds
+
+
+def _check(session: SparkSession, target: Path, table: BronzeTable, made: Path) -> None:
+    """Every row arrived, with a value in every column: neither side may win by reading NULLs."""
+    frame = session.read.format("delta").load(str(target))
+    found = frame.dropna(subset=[c.name for c in table.columns]).count()
+    with next(made.iterdir()).open() as file:
+        expected = sum(1 for _ in made.iterdir()) * sum(1 for _ in file)
+    assert found == expected, f"{target.name} has {found:,} of {expected:,} rows"
+
+
+if __name__ == "__main__":
+    main()
