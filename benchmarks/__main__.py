@@ -21,9 +21,10 @@ from pathlib import Path
 from bronze_assets.catalog.inventory import MONEY, TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.demo.generate import generate_orders
-from bronze_assets.load import Run, Workbench, current_partition, load
+from bronze_assets.load import load
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Layout
+from bronze_assets.workbench import Run, Workbench, current_partition
 
 PRODUCTS, ORDERS = (next(t for t in TABLES if t.name == name) for name in ("bz_products", "bz_orders"))
 

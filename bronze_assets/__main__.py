@@ -13,10 +13,11 @@ from pyspark.sql import functions as F
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
 from bronze_assets.errors import LakeError
-from bronze_assets.load import Workbench, current
+from bronze_assets.load import current
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.terminal import load_and_report, run_command
+from bronze_assets.workbench import Workbench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -50,6 +51,9 @@ class LoadRecord:
         left_out: those of them that are not loaded, since the table holds personal data and nobody classified them.
         partition_rows: row versions that all batches of this partition have written.
         table_rows, table_bytes, table_files: the whole table after the load.
+        files, files_quarantined: files of the batch, and those of them that could not be read at all.
+        latency_p50, latency_p95, latency_max: seconds from a row's commit at the source, or from its file's last
+            write, to the end of the load; over the rows of files. None without any.
         bytes_day_ago: the table's size at its last load at least a day before; None if there was none.
     """
 
@@ -82,6 +86,11 @@ class LoadRecord:
     table_files: int = 0
     bytes_day_ago: int | None = None
     delta_version: int | None = None
+    files: int = 0
+    files_quarantined: int = 0
+    latency_p50: float | None = None
+    latency_p95: float | None = None
+    latency_max: float | None = None
 
     @property
     def average_score(self) -> float | None:
@@ -161,6 +170,12 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
             rules=rules_,
             nulls={name: total.nulls.get(name, 0) + record.nulls.get(name, 0) for name in names},
             resumed=total.resumed or record.resumed,
+            new_columns=tuple(dict.fromkeys(total.new_columns + record.new_columns)),
+            left_out=tuple(dict.fromkeys(total.left_out + record.left_out)),
+            # Percentiles of parts cannot be added: the worse one is never too good.
+            latency_p50=_worse(total.latency_p50, record.latency_p50),
+            latency_p95=_worse(total.latency_p95, record.latency_p95),
+            latency_max=_worse(total.latency_max, record.latency_max),
             **{
                 name: getattr(total, name) + getattr(record, name)
                 for name in (
@@ -173,10 +188,16 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
                     "deleted",
                     "warned",
                     "score_sum",
+                    "files",
+                    "files_quarantined",
                 )
             },
         )
     return total
+
+
+def _worse(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -397,7 +418,9 @@ def safe_message(error: BaseException) -> str:
 
 
 def _operation(scope: str) -> str:
-    return "snapshot load" if scope == "full" else f"snapshot load, {scope}"
+    if scope == "full":
+        return "snapshot load"
+    return f"file load, {scope}" if re.match(r"[\d,]+ files?\b", scope) else f"snapshot load, {scope}"
 
 
 def _write(lake: Lakehouse, table: BronzeTable, **values: Any) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import TableBusy
 from bronze_assets.lakehouse import Lakehouse, sql_literal
-from bronze_assets.sources.scope import Scope
+from bronze_assets.sources.scope import FileScope, Scope
 from bronze_assets.table import BronzeTable
 
 BATCHES = "bz_batches"
@@ -74,6 +74,7 @@ class Batch:
         scope_high: for a key range of a first load, the key at which the next range begins; None when open.
         events: names of the events of the last attempt.
         record: what its last attempt counted, from the event `main` on.
+        position: source position up to which its rows are, likewise.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Batch:
     started: dt.datetime
     events: list[str] = field(default_factory=list)
     record: LoadRecord | None = None
+    position: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -148,7 +150,19 @@ class BatchLog:
         old = [b.record for b in self.batches if b.done and b.record and b.record.ended <= before]
         return max(old, key=lambda r: r.ended).table_bytes if old else None
 
-    def begin(self, batch_id: str, partition: str, run_id: str, scope: Scope, source_epoch: str) -> Batch:
+    def snapshot_position(self) -> str | None:
+        """The position of the latest snapshot that has the whole source table; None if there is none yet.
+
+        A first load in key ranges counts from its oldest range on.
+        """
+        done = [b for b in self.batches if b.done and b.position]
+        full = [str(b.position) for b in done if b.scope_kind == "full"]
+        ranges = [b for b in done if b.scope_kind == "range"]
+        if any(b.scope_high is None for b in ranges):
+            full.append(min(str(b.position) for b in ranges))
+        return max(full, default=None)
+
+    def begin(self, batch_id: str, partition: str, run_id: str, scope: Scope | FileScope, source_epoch: str) -> Batch:
         """Record that an attempt at a batch begins, before its first write."""
         before = next((b for b in self.batches if b.id == batch_id), None)
         self._append(
@@ -159,7 +173,7 @@ class BatchLog:
             run_id=run_id,
             scope_kind=scope.kind,
             scope=str(scope),
-            scope_high=None if scope.high is None else str(scope.high),
+            scope_high=None if isinstance(scope, FileScope) or scope.high is None else str(scope.high),
             epoch=self.epoch(source_epoch),
             source_epoch=source_epoch,
         )
@@ -218,6 +232,7 @@ class BatchLog:
             # Of a process that was paused, and woke up when another had taken over its batch.
             return
         batch.events.append(row["event"])
+        batch.position = row["source_position"] or batch.position
         if row["record"]:
             batch.record = LoadRecord.from_json(row["record"])
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, QueryBuilder, write_deltalake
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -31,7 +31,7 @@ from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from bronze_assets.errors import LakeError, StaleBase
-from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable
+from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
@@ -163,7 +163,7 @@ class Lakehouse:
         batch_id: str,
         *,
         base: int,
-        replace: bool = False,
+        replace_where: str | None = None,
         new_columns: bool = False,
     ) -> int:
         """Commit a batch's rows to the bronze table, fenced against `base`.
@@ -171,7 +171,8 @@ class Lakehouse:
         Args:
             frame: the rows.
             base: the version that the rows were compared with.
-            replace: put them in the place of the rows that an earlier attempt of this batch left.
+            replace_where: put them in the place of the rows that hold this condition, as the new ones must too: what an
+                earlier attempt of this batch left, or earlier rows of the same files. None appends.
             new_columns: whether the frame has columns that the table does not have yet.
 
         Returns:
@@ -191,8 +192,8 @@ class Lakehouse:
             .option("txnVersion", 1 if before is None else before + 1)
             .option("mergeSchema", str(new_columns).lower())
         )
-        if replace:
-            writer = writer.mode("overwrite").option("replaceWhere", f"batch_id = {_literal(batch_id)}")
+        if replace_where is not None:
+            writer = writer.mode("overwrite").option("replaceWhere", replace_where)
         else:
             writer = writer.mode("append")
         try:
@@ -244,17 +245,39 @@ class Lakehouse:
     def empty_quarantine(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
         """Take back what a batch put into the quarantine, before it is done again."""
         name = self.identifier(table.schema, table.quarantine_name)
-        session.sql(f"delete from {name} where batch_id = {_literal(batch_id)}")
+        session.sql(f"delete from {name} where batch_id = {spark_literal(batch_id)}")
         session.sql(
             f"update {name} set sightings = sightings - 1, last_batch_id = batch_id, rows_in_batch = 0"
-            f" where last_batch_id = {_literal(batch_id)}"
+            f" where last_batch_id = {spark_literal(batch_id)}"
         )
 
-    def remove_batch(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
-        """Take back the rows of a batch that will not be finished."""
+    def forget_quarantined(
+        self, session: SparkSession, table: BronzeTable, files: Sequence[str], batch_id: str
+    ) -> None:
+        """Take out of the quarantine what other batches than this one put there from files that are loaded anew."""
+        names = ", ".join(spark_literal(name) for name in files)
+        session.sql(
+            f"delete from {self.identifier(table.schema, table.quarantine_name)}"
+            f" where file_name in ({names}) and last_batch_id <> {spark_literal(batch_id)}"
+        )
+
+    def rows_by_file(self, table: BronzeTable, batch_id: str) -> dict[str, int]:
+        """How many row versions a batch has from each of its files."""
+        mine = f"batch_id = {sql_literal(batch_id)} and file_name is not null group by file_name"
+        rows = self.rows(table.schema, table.name, ["file_name", "count(*) as n"], mine)
+        return {row["file_name"]: int(row["n"]) for row in rows}
+
+    def remove_batch(
+        self, session: SparkSession, table: BronzeTable, batch_id: str, *, where: str | None = None
+    ) -> None:
+        """Take back the rows of a batch that will not be finished.
+
+        Args:
+            where: other rows instead, as an SQL condition.
+        """
         base = self.version(table.schema, table.name)
         none = self.read(session, table.schema, table.name).where("false").drop(LOAD_DATE)
-        self.append(none, table, batch_id, base=base, replace=True)
+        self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
 
     def append_rows(self, schema: str, name: str, arrow_schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to a control table, which is made append-only when missing."""
@@ -268,21 +291,80 @@ class Lakehouse:
         _retry(commit, name)
         _tidy(path, compact=True)
 
+    def control_version(self, schema: str, name: str) -> int | None:
+        """The version of a table, None if it is missing."""
+        return self.version(schema, name) if self.exists(schema, name) else None
+
+    def append_fenced(
+        self,
+        schema: str,
+        name: str,
+        arrow_schema: pa.Schema,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        writer: str,
+        number: int,
+        base: int | None,
+        partition_by: str,
+    ) -> int:
+        """Append rows to a control table, unless the same writer has appended since `base`.
+
+        Args:
+            writer: whose rows they are; appends of others do not matter.
+            number: higher than any before of this writer.
+            base: the version that the rows were decided on; None if the table was missing.
+
+        Returns:
+            A version that holds the rows.
+
+        Raises:
+            StaleBase: the writer has appended since; nothing was written.
+        """
+        path = str(self.path(schema, name))
+        data = pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema)
+        fence = CommitProperties(app_transactions=[Transaction(f"bronze/{writer}", number)])
+        try:
+            if base is None:
+                self._ensure_control(path, arrow_schema, append_only=True, partition_by=partition_by)
+                base = 0
+            table = DeltaTable(path, version=base)
+            write_deltalake(table, data, mode="append", commit_properties=fence)
+        except CommitFailedError:
+            raise StaleBase(
+                f"another load wrote to {name} while this one was deciding; nothing was written.",
+                "load the partition again; loads of one table belong into one Dagster pool.",
+                table=writer,
+            ) from None
+        except (DeltaError, OSError) as error:
+            raise LakeError(
+                f"the control table {name} cannot be written ({type(error).__name__}).",
+                "check the lake folder's free space and permissions.",
+            ) from error
+        _tidy(path, compact=True)
+        return table.version()
+
     def rows(
-        self, schema: str, name: str, columns: Sequence[str] = ("*",), where: str = "true"
+        self,
+        schema: str,
+        name: str,
+        columns: Sequence[str] = ("*",),
+        where: str = "true",
+        *,
+        version: int | None = None,
     ) -> list[dict[str, Any]]:
         """Rows of a table, read without Spark; none if it is missing.
 
         Args:
             columns: SQL expressions.
             where: SQL condition; see `sql_literal`.
+            version: of the table; the current one by default.
         """
         path = str(self.path(schema, name))
         if not DeltaTable.is_deltatable(path):
             return []
         # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
         query = f"select {', '.join(columns)} from t where {where}"
-        reader = QueryBuilder().register("t", DeltaTable(path)).execute(query)
+        reader = QueryBuilder().register("t", DeltaTable(path, version=version)).execute(query)
         found: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
         return found
 
@@ -312,20 +394,24 @@ class Lakehouse:
         return found
 
     @staticmethod
-    def _ensure_control(path: str, arrow_schema: pa.Schema, *, append_only: bool) -> None:
+    def _ensure_control(
+        path: str, arrow_schema: pa.Schema, *, append_only: bool, partition_by: str | None = None
+    ) -> None:
         if not DeltaTable.is_deltatable(path):
             configuration: dict[str, str | None] = {"delta.appendOnly": "true"} if append_only else {}
-            DeltaTable.create(path, arrow_schema, mode="ignore", configuration=configuration)
+            DeltaTable.create(path, arrow_schema, mode="ignore", configuration=configuration, partition_by=partition_by)
 
     def _create_statement(self, table: BronzeTable) -> str:
         columns = [
-            f"`{c.name}` {c.type.simpleString()}{' not null' if c.key else ''} comment {_literal(c.description)}"
+            f"`{c.name}` {c.type.simpleString()}{' not null' if c.key else ''} comment {spark_literal(c.description)}"
             for c in table.columns
         ]
         columns += [
-            f"`{name}` {kind.simpleString()} comment {_literal(text)}"
+            f"`{name}` {kind.simpleString()} comment {spark_literal(text)}"
             for name, (kind, text) in METADATA_COLUMNS.items()
         ]
+        if table.files is not None:
+            columns.append(f"`{RESCUED}` string comment 'Values of columns that the table does not have, as JSON.'")
         layout = table.layout.partition_by
         if layout == LOAD_DATE:
             columns.append(
@@ -335,7 +421,7 @@ class Lakehouse:
         return (
             f"create table if not exists {self.identifier(table.schema, table.name)} ({', '.join(columns)}) using delta"
             + (f" partitioned by (`{layout}`)" if layout else "")
-            + f" comment {_literal(table.description)}"
+            + f" comment {spark_literal(table.description)}"
             + " "
             + _properties({**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics})
         )
@@ -404,7 +490,8 @@ def _version_marked(path: str, wanted: Callable[[str], bool], after: int) -> int
     return None
 
 
-def _literal(text: str) -> str:
+def spark_literal(text: str) -> str:
+    """A text as a literal in Spark SQL, which knows no doubled quotes."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

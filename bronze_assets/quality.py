@@ -29,6 +29,10 @@ KEY = "key"
 PARSED = "parsed"
 KEY_UNIQUE = "key_unique"
 QUARANTINED = "__quarantined"
+LINE = "_line"
+"""Pseudo column of a source frame of files: its `raw_column` holds a line that is no row of the table."""
+EXPECTED = "__expected"
+"""What would have been expected instead of such a line."""
 NULL_PENALTY = 10
 _RAW = "__raw_"
 
@@ -148,8 +152,12 @@ def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: 
 
 def is_null(name: str, columns: Iterable[str]) -> SparkColumn:
     """Whether the source's value is NULL; an unparseable value is not."""
-    typed = F.col(name).isNull()
-    return typed & F.col(raw_column(name)).isNull() if raw_column(name) in columns else typed
+    null = F.col(name).isNull()
+    # A line that is no row has no values, which is not the same.
+    for raw in (raw_column(name), raw_column(LINE)):
+        if raw in columns:
+            null = null & F.col(raw).isNull()
+    return null
 
 
 def record_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
@@ -173,28 +181,40 @@ def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> Spar
     types = {f.name: f.dataType for f in frame.schema.fields}
     names = [*(c.name for c in table.columns), *extra]
     texts = {name: _or_raw(name, _text(F.col(name), types[name]), frame.columns) for name in names}
+    if raw_column(LINE) in frame.columns:
+        texts[LINE] = F.col(raw_column(LINE))
+    later = {c.name for c in table.columns if c.added} | set(extra) | ({LINE} & set(texts))
     # A raw text may be anything, so every value counts as a string here.
-    return _canonical_md5(texts, set(texts), {c.name for c in table.columns if c.added} | set(extra))
+    return _canonical_md5(texts, set(texts), later)
 
 
 def raw_row(table: BronzeTable, columns: Sequence[str], extra: Sequence[str]) -> SparkColumn:
     """The row as the source gave it, as JSON text values by column name, protected columns left out."""
     names = [*(c.name for c in table.columns if not c.pii.protected), *extra]
-    return F.to_json(F.struct(*(_readable(name, columns).alias(name) for name in names)), {"ignoreNullFields": "false"})
+    row = F.to_json(F.struct(*(_readable(name, columns).alias(name) for name in names)), {"ignoreNullFields": "false"})
+    if raw_column(LINE) not in columns:
+        return row
+    # Nobody can tell which part of such a line is a protected value: there the file alone holds it.
+    line = F.lit(None).cast("string") if _protected(table) else F.col(raw_column(LINE))
+    return F.when(F.col(raw_column(LINE)).isNull(), row).otherwise(
+        F.to_json(F.struct(line.alias(LINE)), {"ignoreNullFields": "false"})
+    )
 
 
 def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
     """Why a judged row is quarantined: an array of (rule, column, expected, found), `found` NULL where protected."""
     found: list[SparkColumn] = []
-    protected = {c.name for c in table.columns if c.pii.protected}
+    protected = _protected(table)
+    if protected:
+        protected.add(LINE)
     types = {c.name: c.type.simpleString() for c in table.columns}
 
-    def reason(rule: Rule, column: str, expected: str) -> SparkColumn:
+    def reason(rule: Rule, column: str, expected: str | SparkColumn) -> SparkColumn:
         value = F.lit(None).cast("string") if column in protected else _readable(column, columns)
         return F.struct(
             F.lit(rule.name).alias("rule"),
             F.lit(column).alias("column"),
-            F.lit(expected).alias("expected"),
+            (F.lit(expected) if isinstance(expected, str) else expected).alias("expected"),
             value.alias("found"),
         )
 
@@ -204,7 +224,10 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
         if rule.check == PARSED:
             raws = {name: name.removeprefix(_RAW) for name in columns if name.startswith(_RAW)}
             found += [
-                F.when(F.col(raw).isNotNull(), reason(rule, name, f"parses as {types.get(name, 'its type')}"))
+                F.when(
+                    F.col(raw).isNotNull(),
+                    reason(rule, name, F.col(EXPECTED) if name == LINE else f"parses as {types.get(name, 'its type')}"),
+                )
                 for raw, name in raws.items()
             ]
         else:
@@ -212,6 +235,10 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
                 F.when(F.col(broken_column(rule.name)), reason(rule, c.name, rule.expected)) for c in rule.columns
             ]
     return F.filter(F.array(*found), lambda item: item.isNotNull())
+
+
+def _protected(table: BronzeTable) -> set[str]:
+    return {c.name for c in table.columns if c.pii.protected}
 
 
 def key_text(table: BronzeTable) -> SparkColumn:
@@ -226,7 +253,9 @@ def _broken(rule: Rule, columns: Iterable[str], today: date, now: datetime) -> S
     if rule.check == KEY:
         conditions = [F.col(c.name).isNotNull() for c in rule.columns]
         conditions += [_holds(c, check, arguments, today, now) for c, check, arguments in _key_checks(rule.columns)]
-        return ~F.coalesce(functools.reduce(operator.and_, conditions), F.lit(False))
+        broken = ~F.coalesce(functools.reduce(operator.and_, conditions), F.lit(False))
+        # A line that is no row breaks one rule, not all of them.
+        return broken & F.col(raw_column(LINE)).isNull() if raw_column(LINE) in columns else broken
     # A column that may be NULL and is NULL breaks nothing but costs the 10 points; an unparseable one is NULL here.
     (column,) = rule.columns
     holds = _holds(column, rule.check, rule.arguments, today, now)
@@ -332,6 +361,8 @@ def _or_raw(name: str, text: SparkColumn, columns: Iterable[str]) -> SparkColumn
 
 
 def _readable(name: str, columns: Iterable[str]) -> SparkColumn:
+    if name == LINE:
+        return F.col(raw_column(LINE))
     return _or_raw(name, F.col(name).cast("string"), columns)
 
 

@@ -46,7 +46,7 @@ class Settings:
         lake: `BRONZE_LAKE`, the folder of the bronze schemas; absolute. Default `<home>/lake`.
         source_url: `BRONZE_SOURCE_URL`, a PostgreSQL URL or `file:<path>` to a file that holds one.
             Default: the file that the embedded server of `make demo` writes. May hold a password: never shown.
-        capture: `BRONZE_CAPTURE`: `builtin` captures the streaming tables' changes through a replication slot, `external`
+        capture: `BRONZE_CAPTURE`: `builtin` captures the changes through a replication slot, `external`
             expects the files of a Debezium connector, `off` compares snapshots. Default: `builtin` for the embedded
             server, `off` for a server named by `BRONZE_SOURCE_URL`.
         landing: `BRONZE_LANDING`, where files arrive: a folder or an fsspec URL (`s3://bucket/prefix`).

@@ -71,7 +71,9 @@ def database_url(url: str, database: str) -> str:
 def settings_for(home: Path, environ: Mapping[str, str] | None = None) -> Settings:
     """Settings of that home: none of the caller's own `BRONZE_…` variables reach a test."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("BRONZE_")}
-    return Settings.from_environment({**inherited, "BRONZE_HOME": str(home), "BRONZE_CAPTURE": "off", **(environ or {})})
+    return Settings.from_environment(
+        {**inherited, "BRONZE_HOME": str(home), "BRONZE_CAPTURE": "off", **(environ or {})}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,11 @@ from bronze_assets import audit
 from bronze_assets.batches import BatchLog
 from bronze_assets.catalog import TABLES
 from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.load import Workbench
 from bronze_assets.orchestration.assets import asset_key, assets
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.workbench import Workbench
 
 POINTS = (
     "begun noted",

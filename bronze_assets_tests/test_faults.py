@@ -26,8 +26,9 @@ import pytest
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
-from bronze_assets.load import Run, Workbench, load
+from bronze_assets.load import load
 from bronze_assets.settings import Settings
+from bronze_assets.workbench import Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
 from bronze_assets_tests.killed_load import POINTS, QUIET, materialise, ticking

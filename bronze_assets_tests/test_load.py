@@ -43,10 +43,11 @@ from bronze_assets.errors import (
     TableBusy,
 )
 from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.load import Options, Run, Workbench, current, load
+from bronze_assets.load import current, load
 from bronze_assets.settings import Settings
 from bronze_assets.sources.postgres import Snapshot
 from bronze_assets.table import BronzeTable, Cadence, column
+from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
 

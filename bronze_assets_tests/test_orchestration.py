@@ -28,11 +28,11 @@ from bronze_assets.errors import (
     SourceUnreachable,
     TableBusy,
 )
-from bronze_assets.load import Options, Run, Workbench, current_partition
 from bronze_assets.orchestration import assets as assets_module
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence
+from bronze_assets.workbench import Options, Run, Workbench, current_partition
 
 TODAY = current_partition(Cadence.DAILY, dt.datetime.now(dt.UTC))
 START = dt.date(2026, 1, 1)
@@ -97,7 +97,9 @@ def failing(error: Exception, *, at: str | None = None) -> Answer:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(Environment.LOCAL, tmp_path, tmp_path / "lake", "file:nowhere", start_date=START)
+    return Settings(
+        Environment.LOCAL, tmp_path, tmp_path / "lake", "file:nowhere", "landing", "archive", start_date=START
+    )
 
 
 @pytest.fixture

@@ -28,12 +28,12 @@ from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.errors import EngineError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
-from bronze_assets.load import Options, Run, Workbench
 from bronze_assets.orchestration import launch
 from bronze_assets.orchestration.assets import PROCESS_TAG
 from bronze_assets.orchestration.launch import load_current, prepare_dagster_home
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server
 from bronze_assets_tests.dagster_client import MATERIALISE, Dagster, an_execution, answers, until
@@ -58,7 +58,7 @@ walk.load = fake
 @pytest.fixture
 def settings(tmp_path: Path, source_url: str) -> Settings:
     home = tmp_path / 'a home: with "quotes" and blanks'
-    return Settings(Environment.LOCAL, home, home / "lake", source_url)
+    return Settings(Environment.LOCAL, home, home / "lake", source_url, "landing", "archive")
 
 
 def fake_loads(monkeypatch: pytest.MonkeyPatch, answer: Callable[[BronzeTable, str, Workbench], LoadRecord]) -> None:
@@ -109,7 +109,7 @@ class TestHome:
         (tmp_path / "file").write_text("")
         home = tmp_path / "file"
         with pytest.raises(SettingsError, match=r"file/dagster cannot be written.*BRONZE_HOME"):
-            prepare_dagster_home(Settings(Environment.LOCAL, home, home, ""))
+            prepare_dagster_home(Settings(Environment.LOCAL, home, home, "", "landing", "archive"))
 
     def test_runs_of_a_killed_process_are_closed(self, settings: Settings) -> None:
         home = prepare_dagster_home(settings)
@@ -376,7 +376,7 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
         run = until(ended, 60, tmp_path / "dev.log")
         assert run["status"] == "SUCCESS"
         assert {"key": "bronze/table", "value": "bz_orders"} in run["tags"]
-    settings = Settings(Environment.LOCAL, tmp_path / ".bronze", tmp_path / "lake", "")
+    settings = Settings(Environment.LOCAL, tmp_path / ".bronze", tmp_path / "lake", "", "landing", "archive")
     with dg.DagsterInstance.from_config(str(prepare_dagster_home(settings))) as instance:
         assert status_of(instance, run_id) is dg.DagsterRunStatus.SUCCESS
         messages = [entry.user_message for entry in instance.all_logs(run_id)]
@@ -398,7 +398,7 @@ def test_freshness_passes_warns_fails_and_passes_again(tmp_path: Path) -> None:
     )
     workspace = tmp_path / "faked.yaml"
     workspace.write_text("load_from:\n  - python_module:\n      module_name: faked\n      location_name: faked\n")
-    settings = Settings(Environment.LOCAL, tmp_path / "home", tmp_path / "lake", "")
+    settings = Settings(Environment.LOCAL, tmp_path / "home", tmp_path / "lake", "", "landing", "archive")
     home = prepare_dagster_home(settings)
     key = dg.AssetKey(["inventory_bronze", "bz_orders"])
 

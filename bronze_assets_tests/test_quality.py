@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from bronze_assets import audit, quality
 from bronze_assets.catalog import TABLES
-from bronze_assets.load import Run, Workbench, current_partition, load
+from bronze_assets.load import load
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Cadence, Impact, Pii, column
+from bronze_assets.workbench import Run, Workbench, current_partition
 from bronze_assets_tests import lake_reader
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from pydantic import Field
 from bronze_assets import audit, quality
 from bronze_assets.audit import AUDIT_LOG, LoadRecord
 from bronze_assets.errors import BronzeError, DeclarationError, LoadRefused, SchemaMismatch
-from bronze_assets.load import Options, Run
 from bronze_assets.orchestration.checks import check_results, check_specs, failed_checks, schema_mismatch
 from bronze_assets.orchestration.freshness import freshness_policy
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence, Pii
+from bronze_assets.workbench import Options, Run
 
 TABLE_TAG = "bronze/table"
 BATCH_TAG = "bronze/batch"

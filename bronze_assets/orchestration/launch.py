@@ -17,13 +17,14 @@ from bronze_assets.audit import LoadOutcome, LoadRecord, safe_message
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import SchemaMismatch, SettingsError
-from bronze_assets.load import Workbench, current_partition, make_ready
+from bronze_assets.load import make_ready
 from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, process_identity
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import initial_loads
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.workbench import Workbench, current_partition
 
 _CHECKOUT = Path(__file__).parents[2]
 _HOME_IN_CHECKOUT = ".bronze/dagster"

@@ -10,9 +10,9 @@ import dagster as dg
 
 from bronze_assets import load as walk
 from bronze_assets.audit import LoadRecord
-from bronze_assets.load import Options, Run, Workbench
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.workbench import Options, Run, Workbench
 
 LOGGER = logging.getLogger("bronze_assets")
 

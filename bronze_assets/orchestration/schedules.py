@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from bronze_assets.load import current_partition
 from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG
 from bronze_assets.orchestration.jobs import LoadJob
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import POSTGRES, Cadence
+from bronze_assets.workbench import current_partition
 
 CRON: Mapping[Cadence, str] = {
     # Until their changes are captured, streaming tables are compared with a snapshot often enough to stay fresh.

@@ -66,6 +66,27 @@ class Scope:
 FULL = Scope()
 
 
+@dataclass(frozen=True)
+class FileScope:
+    """What a file batch reads: so many files.
+
+    Attributes:
+        again: whether their rows take the place of those that the same files brought before.
+    """
+
+    count: int
+    again: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`files`, or `files again`."""
+        return "files again" if self.again else "files"
+
+    def __str__(self) -> str:
+        files = "1 file" if self.count == 1 else f"{self.count:,} files"
+        return f"{files} again" if self.again else files
+
+
 def bound_literal(value: int | dt.date) -> str:
     """A bound as PostgreSQL writes it."""
     return f"date '{value.isoformat()}'" if isinstance(value, dt.date) else str(int(value))

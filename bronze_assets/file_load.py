@@ -1,0 +1,439 @@
+"""File loads: files that have arrived, claimed in the ledger, loaded as batches, and moved to the archive.
+
+claim → rows → quarantine → loaded → audit row → archived. A file belongs to the batch that the ledger names; an
+interrupted batch still has its source state, and is done again with the same files under the same id.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from bronze_assets.attempt import Attempt
+from bronze_assets.audit import LoadRecord
+from bronze_assets.batches import Batch
+from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
+from bronze_assets.file_frames import FileFrames
+from bronze_assets.lakehouse import spark_literal
+from bronze_assets.schema_versions import SchemaVersions
+from bronze_assets.settings import CaptureMode
+from bronze_assets.snapshot_load import is_past
+from bronze_assets.sources.files import UNKNOWN, ClaimedFiles
+from bronze_assets.sources.inspection import Inspected, inspect
+from bronze_assets.sources.landing import LandedFile
+from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
+from bronze_assets.sources.postgres_types import spark_type
+from bronze_assets.sources.scope import FileScope
+from bronze_assets.table import Evolution, Loaded, Overwritten
+from bronze_assets.workbench import current_partition
+
+logger = logging.getLogger(__name__)
+
+FILE_SCOPES = (FileScope(0).kind, FileScope(0, again=True).kind)
+
+
+class FileLoad:
+    """The file batches of one attempt."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._table = attempt.table
+        self._bench = attempt.bench
+        assert attempt.table.feed is not None
+        self._feed = attempt.table.feed
+        self._ledger = Ledger(attempt.bench.lake, attempt.table, attempt.bench.clock, attempt.run.id)
+        self._schema = SchemaVersions(attempt.bench.lake, attempt.table, attempt.bench.clock)
+
+    def check_partition(self) -> None:
+        """Raise `PartitionRefused` if the partition lies in the future."""
+        current = current_partition(self._table.cadence, self._bench.moment())
+        if self._attempt.partition > current:
+            raise PartitionRefused(
+                f"partition {self._attempt.partition} lies in the future.",
+                f"materialise the current one, {current}.",
+                table=self._table.name,
+            )
+
+    def load(self, _again: Batch | None) -> Iterator[LoadRecord]:
+        """Load the files that are outstanding in the partition, at most `max_files` in a batch; then archive."""
+        waiting = self._outstanding()
+        while waiting:
+            chosen = waiting[: self._feed.max_files]
+            waiting = waiting[self._feed.max_files :]
+            inspected = [one for one in inspect(self._bench.zone, self._table, chosen) if not one.moving]
+            fresh, again = self._sorted_out(inspected)
+            for files, replaces in ((fresh, False), (again, True)):
+                rest = files
+                while rest:
+                    epoch = rest[0].epoch
+                    batch = list(takewhile(lambda one, epoch=epoch: one.epoch == epoch, rest))  # type: ignore[misc]
+                    rest = rest[len(batch) :]
+                    yield self._batch(batch, replaces)
+        self.archive()
+
+    def dry_run(self) -> LoadRecord:
+        """What a load would do now; nothing is written."""
+        attempt, lake = self._attempt, self._bench.lake
+        files = inspect(self._bench.zone, self._table, self._outstanding()[: self._feed.max_files])
+        readable = [one for one in files if one.problem is None and not one.moving]
+        batch_id = attempt.log.next_id(attempt.partition)
+        record = self._empty(batch_id, files)
+        if not readable:
+            return record
+        size = lake.size(self._table.schema, self._table.name) if self._exists() else None
+        versions = attempt.versions(size.rows, size.version, without="false") if size else None
+        frames = self._frames(batch_id, readable, self._extra(), versions)
+        counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
+        counted.write.format("noop").mode("overwrite").save()
+        done = frames.record(observation.get, attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
+        shutil.rmtree(self._staging(batch_id), ignore_errors=True)
+        return replace(done, files=record.files, files_quarantined=record.files_quarantined)
+
+    def resume(self, batch: Batch) -> None:
+        """Finish an interrupted batch, with the files that it has claimed."""
+        attempt = self._attempt
+        attempt.batch = batch
+        claimed = self._ledger.batch(batch.id)
+        complete = batch.record is not None and (
+            "quarantine" in batch.events or not (batch.record.quarantined or batch.record.files_quarantined)
+        )
+        if "main" in batch.events and complete and batch.record is not None:
+            logger.info("%s: batch %s: all its rows are in the lake, finishing it", self._table.name, batch.id)
+            self._close(batch, replace(batch.record, resumed=True), claimed)
+            return
+        if not claimed:
+            logger.info("%s: batch %s: interrupted before it claimed a file", self._table.name, batch.id)
+            attempt.log.note(batch, "failed", run_id=attempt.run.id)
+            return
+        logger.info("%s: batch %s: interrupted, doing it again", self._table.name, batch.id)
+        there = {state.path: self._bench.zone.find(state.path, state.archived_as) for state in claimed}
+        found = inspect(self._bench.zone, self._table, [file for file in there.values() if file is not None])
+        same = {one.file.path: one for one in found}
+        files = [same[s.path] for s in claimed if s.path in same and same[s.path].content_hash == s.content_hash]
+        lost = [state for state in claimed if state.path not in {one.file.path for one in files}]
+        # What has changed or gone since it was claimed is no part of this batch any more.
+        self._ledger.record(lost, FileEvent.FAILED, error="the file was changed or removed while it was being loaded")
+        if not files:
+            if self._bench.lake.committed(self._table.schema, self._table.name, batch.id) is not None:
+                self._bench.lake.remove_batch(self._bench.session, self._table, batch.id)
+            attempt.log.note(batch, "failed", run_id=attempt.run.id)
+            return
+        self._bench.lake.empty_quarantine(self._bench.session, self._table, batch.id)
+        self._load(batch.id, files, batch.partition, replaces=batch.scope_kind == FileScope(0, again=True).kind)
+
+    def archive(self) -> None:
+        """Do with every loaded file what the table's policy says; safe to repeat."""
+        zone, now = self._bench.zone, self._bench.clock()
+        loaded = [s for s in self._ledger.files.values() if s.event is FileEvent.LOADED]
+        if self._feed.loaded is Loaded.LEAVE or not loaded:
+            return
+        if self._feed.loaded is Loaded.DELETE:
+            age = dt.timedelta(days=self._feed.delete_after_days)
+            loaded = [s for s in loaded if s.event_time is not None and now - s.event_time >= age]
+        moved = []
+        for state in loaded:
+            file = zone.find(state.path, None)
+            # Another file under this name is for the next load, not for the archive.
+            if file is not None and not state.is_of(file):
+                continue
+            if self._feed.loaded is Loaded.DELETE:
+                if file is not None:
+                    zone.remove(file)
+                moved.append(state)
+                continue
+            if file is None:
+                file = LandedFile(state.path, state.size, state.modified, state.path)
+            moved.append(replace(state, archived_as=zone.archive(file, state.partition, str(state.content_hash))))
+        event = FileEvent.DELETED if self._feed.loaded is Loaded.DELETE else FileEvent.ARCHIVED
+        self._ledger.record(moved, event)
+        if moved:
+            logger.info("%s: %d loaded files %s", self._table.name, len(moved), event)
+
+    def _outstanding(self) -> list[LandedFile]:
+        zone, partition = self._bench.zone, self._attempt.partition
+        now = self._bench.moment()
+        today = current_partition(self._table.cadence, now)
+        if self._attempt.options.reload:
+            return self._reloaded()
+        files = zone.files(self._feed)
+        if is_past(self._attempt):
+            known = {state.archived_as for state in self._ledger.files.values()}
+            files += [file for file in zone.archived(self._feed, partition) if file.location not in known]
+        settled = now - dt.timedelta(seconds=self._feed.settle_seconds)
+        return [
+            file
+            for file in self._ledger.outstanding(files)
+            if self._ledger.partition_of(file, today) == partition
+            # A clock that goes ahead where the file was written must not hold it back for ever.
+            and (file.modified <= settled or file.modified > now + dt.timedelta(minutes=1))
+        ]
+
+    def _reloaded(self) -> list[LandedFile]:
+        """All files of the partition that the ledger knows, wherever they lie now."""
+        partition = self._attempt.partition
+        states = [s for s in self._ledger.files.values() if s.partition == partition and s.event is not FileEvent.SEEN]
+        found = {state.path: self._bench.zone.find(state.path, state.archived_as) for state in states}
+        gone = sorted(path for path, file in found.items() if file is None)
+        if gone:
+            raise LoadRefused(
+                f"partition {partition} cannot be loaded again: {gone[0]!r}"
+                f"{f' and {len(gone) - 1} more' if len(gone) > 1 else ''} of its files are gone. Nothing was changed.",
+                "bring them back into the landing zone, or load without `reload`.",
+                table=self._table.name,
+            )
+        return sorted((file for file in found.values() if file is not None), key=lambda file: file.path)
+
+    def _sorted_out(self, files: Sequence[Inspected]) -> tuple[list[Inspected], list[Inspected]]:
+        """Files that are new, and files that are to be loaded again in the place of what they brought before."""
+        fresh, again = [], []
+        touched, ignored = [], []
+        for one in files:
+            before = self._ledger.files.get(one.file.path)
+            if self._attempt.options.reload:
+                again.append(one)
+            elif before is None or not before.settled:
+                # A batch that was given up may have left rows of the file, if it was one of several attempts.
+                fresh.append(one)
+            elif before.content_hash == one.content_hash:
+                touched.append((before, one))
+            elif self._feed.overwritten is Overwritten.RELOAD:
+                again.append(one)
+            elif self._feed.overwritten is Overwritten.IGNORE:
+                ignored.append((before, one))
+            else:
+                raise LoadRefused(
+                    f"{one.file.path!r} was overwritten after it had been loaded. Nothing was written.",
+                    "remove it, or give it another name if it is to be loaded as well.",
+                    table=self._table.name,
+                )
+        for before, one in touched:
+            self._ledger.record([_as_of(before, one)], FileEvent.LOADED)
+        for before, one in ignored:
+            self._ledger.record([_as_of(before, one)], FileEvent.IGNORED)
+        return fresh, again
+
+    def _batch(self, files: Sequence[Inspected], replaces: bool) -> LoadRecord:
+        attempt = self._attempt
+        return self._load(attempt.log.next_id(attempt.partition), files, attempt.partition, replaces)
+
+    def _load(self, batch_id: str, files: Sequence[Inspected], partition: str, replaces: bool) -> LoadRecord:
+        attempt, lake = self._attempt, self._bench.lake
+        started = self._bench.clock()
+        scope = FileScope(len(files), again=replaces)
+        batch = attempt.batch = attempt.log.begin(batch_id, partition, attempt.run.id, scope, files[0].epoch)
+        claimed = self._claim(batch, files)
+        try:
+            lake.ensure(self._bench.session, self._table)
+            record = self._commit(batch, files, started, replaces)
+        except Exception as error:
+            if lake.committed(self._table.schema, self._table.name, batch_id) is None:
+                why = f"{type(error).__name__}; the run's log has the details"
+                self._ledger.record(claimed, FileEvent.FAILED, error=why)
+            raise
+        finally:
+            shutil.rmtree(self._staging(batch_id), ignore_errors=True)
+        return self._close(batch, record, claimed)
+
+    def _claim(self, batch: Batch, files: Sequence[Inspected]) -> list[FileState]:
+        states = []
+        for one in files:
+            before = self._ledger.files.get(one.file.path)
+            states.append(
+                FileState(
+                    one.file.path,
+                    FileEvent.CLAIMED,
+                    one.file.size,
+                    one.file.modified,
+                    batch.partition,
+                    content_hash=one.content_hash,
+                    batch_id=batch.id,
+                    attempt=before.attempt + 1 if before else 1,
+                    archived_as=one.file.location if one.file.archived else None,
+                    error=one.problem,
+                )
+            )
+        self._ledger.record(states, FileEvent.CLAIMED)
+        return states
+
+    def _commit(self, batch: Batch, files: Sequence[Inspected], started: dt.datetime, replaces: bool) -> LoadRecord:
+        attempt, lake, session = self._attempt, self._bench.lake, self._bench.session
+        readable = [one for one in files if one.problem is None]
+        unreadable = [one for one in files if one.problem is not None]
+        extra = self._extra()
+        joined: list[str] = []
+        self._refuse_unaccepted(batch.id, readable, extra)
+        logger.info("%s: batch %s: reading %s", self._table.name, batch.id, FileScope(len(files), again=replaces))
+        if replaces:
+            lake.forget_quarantined(session, self._table, [one.file.path for one in files], batch.id)
+        while True:
+            size = lake.size(self._table.schema, self._table.name)
+            landed = lake.committed(self._table.schema, self._table.name, batch.id) is not None
+            own = f"batch_id = {spark_literal(batch.id)}"
+            replace_where = own if landed else None
+            if replaces:
+                names = ", ".join(spark_literal(one.file.path) for one in files)
+                replace_where = f"file_name in ({names})"
+            versions = attempt.versions(size.rows, size.version, without=replace_where or own)
+            frames = self._frames(batch.id, readable, extra, versions)
+            if not readable:
+                record = self._nothing_readable(batch, frames, files, started, replace_where)
+                break
+            joining: list[str] = []
+
+            def complete(
+                record: LoadRecord,
+                joining: list[str] = joining,
+                known: Mapping[str, T.DataType] = extra,
+                bad: int = len(unreadable),
+            ) -> LoadRecord | None:
+                joining += self._schema.joining(record.new_columns, known)
+                return None if joining else replace(record, files=len(files), files_quarantined=bad)
+
+            try:
+                committed = attempt.commit(
+                    batch,
+                    frames,
+                    started=started,
+                    versions=versions,
+                    base=size.version,
+                    position="",
+                    replace_where=replace_where,
+                    complete=complete,
+                    more_quarantine=frames.whole_files(unreadable, batch.id, started) if unreadable else None,
+                )
+            except (PySparkException, Py4JError) as error:
+                damaged = _damaged(error, readable)
+                if damaged is None:
+                    raise
+                logger.warning("%s: batch %s: Spark cannot read %s", self._table.name, batch.id, damaged.file.path)
+                readable = [one for one in readable if one is not damaged]
+                unreadable.append(replace(damaged, problem="Spark cannot read the file (damaged)"))
+                continue
+            if committed is not None:
+                record = committed
+                break
+            new = self._types(joining)
+            logger.info("%s: batch %s: new columns %s", self._table.name, batch.id, ", ".join(new))
+            self._schema.record("evolved", new, batch_id=batch.id, actor=f"policy add, run {attempt.run.id}")
+            extra |= new
+            joined += new
+        return replace(record, new_columns=(*joined, *record.new_columns))
+
+    def _nothing_readable(
+        self,
+        batch: Batch,
+        frames: FileFrames,
+        files: Sequence[Inspected],
+        started: dt.datetime,
+        replace_where: str | None,
+    ) -> LoadRecord:
+        if replace_where is not None:
+            self._bench.lake.remove_batch(self._bench.session, self._table, batch.id, where=replace_where)
+        record = self._attempt.measured(replace(self._empty(batch.id, files), started=started))
+        self._attempt.stage(batch, "main", record, 0)
+        self._attempt.quarantine(batch, frames.whole_files(files, batch.id, started), record)
+        return record
+
+    def _close(self, batch: Batch, record: LoadRecord, claimed: Sequence[FileState]) -> LoadRecord:
+        """Settle the batch's files in the ledger, then the batch."""
+        rows = self._bench.lake.rows_by_file(self._table, batch.id)
+        loaded = [replace(s, rows=rows.get(s.path, 0)) for s in claimed if s.error is None]
+        self._ledger.record(loaded, FileEvent.LOADED)
+        self._ledger.record([s for s in claimed if s.error is not None], FileEvent.QUARANTINED, rows=0)
+        return self._attempt.finish(batch, record)
+
+    def _empty(self, batch_id: str, files: Sequence[Inspected]) -> LoadRecord:
+        now = self._bench.clock()
+        return LoadRecord(
+            self._table.name,
+            self._table.schema,
+            self._attempt.partition,
+            batch_id,
+            str(FileScope(len(files))),
+            self._attempt.started,
+            now,
+            files=len(files),
+            files_quarantined=sum(one.problem is not None for one in files),
+        )
+
+    def _frames(
+        self,
+        batch_id: str,
+        files: Sequence[Inspected],
+        extra: Mapping[str, T.DataType],
+        versions: DataFrame | None,
+    ) -> FileFrames:
+        epochs = {one.epoch: self._attempt.log.epoch(one.epoch) for one in files if one.epoch}
+        now = self._bench.moment()
+        return FileFrames(
+            self._bench.session,
+            self._table,
+            ClaimedFiles(self._bench.zone, files, epochs, self._staging(batch_id)),
+            now=now,
+            today=self._bench.business_date(now),
+            extra=extra,
+            versions=versions,
+            redelivered=self._feed.captured and self._bench.settings.capture is CaptureMode.EXTERNAL,
+        )
+
+    def _refuse_unaccepted(self, batch_id: str, files: Sequence[Inspected], extra: Mapping[str, T.DataType]) -> None:
+        """Raise `SchemaMismatch`, before anything is written, if the files have columns that stop the table."""
+        if self._feed.evolution is not Evolution.STOP or not files:
+            return
+        frame = self._frames(batch_id, files, extra, None).judged()
+        sets = frame.select(F.explode(UNKNOWN).alias("name")).distinct().collect()
+        refused = self._schema.refused((row["name"] for row in sets), extra)
+        if refused:
+            self._schema.record("proposed", self._types(refused), batch_id=batch_id, actor=self._attempt.run.id)
+            raise SchemaMismatch(
+                f"files have columns that the table does not: {', '.join(map(repr, refused))}. Nothing was written.",
+                f"accept them with `python -m bronze_assets accept-schema {self._table.name}`, or mend the files.",
+                table=self._table.name,
+            )
+
+    def _types(self, names: Sequence[str]) -> dict[str, T.DataType]:
+        """The types under which new columns join: a database's own, else STRING, whatever arrived first."""
+        if not self._feed.captured:
+            return dict.fromkeys(names, T.StringType())
+        snapshot = self._bench.source.snapshot()
+        with snapshot.reading(self._table):
+            source = snapshot.describe(self._table)
+        return {name: spark_type(source.extra[name]) if name in source.extra else T.StringType() for name in names}
+
+    def _extra(self) -> dict[str, T.DataType]:
+        """Undeclared columns that the table has, or that have been accepted for it."""
+        found = dict(self._schema.accepted())
+        if self._exists():
+            stored = self._bench.lake.read(self._bench.session, self._table.schema, self._table.name).schema
+            found |= self._schema.undeclared(stored)
+        return found
+
+    def _exists(self) -> bool:
+        return self._bench.lake.exists(self._table.schema, self._table.name)
+
+    def _staging(self, batch_id: str) -> Path:
+        return self._bench.settings.home / "staging" / self._table.name / batch_id.replace("/", "-")
+
+
+def _as_of(before: FileState, one: Inspected) -> FileState:
+    """What is known of a file, with what it looks like now."""
+    return replace(before, size=one.file.size, modified=one.file.modified, content_hash=one.content_hash)
+
+
+def _damaged(error: Exception, files: Sequence[Inspected]) -> Inspected | None:
+    """The file that Spark names when it cannot read one."""
+    text = str(error)
+    if "FAILED_READ_FILE" not in text:
+        return None
+    return next((one for one in files if one.file.location.rsplit("/", 1)[-1] in text), None)

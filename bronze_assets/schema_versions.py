@@ -1,0 +1,142 @@
+"""`bz_schema_versions`: which columns a table of files has beside the declared ones, since when, and who accepted them.
+
+Append-only, one per schema, beside the tables. An event is `evolved` (a column joined by the table's policy),
+`proposed` (the policy stops the table until somebody accepts the column) or `accepted`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pyarrow as pa
+from pyspark.sql import types as T
+
+from bronze_assets.errors import LoadRefused
+from bronze_assets.lakehouse import Lakehouse, sql_literal
+from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable, Evolution
+
+SCHEMA_VERSIONS = "bz_schema_versions"
+MOST_COLUMNS = 200
+"""Undeclared columns that a table may have; more are rescued: a producer that makes up names is not to bury a table."""
+
+_SCHEMA = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("version", pa.int32()),
+        ("event", pa.string()),
+        ("columns", pa.string()),
+        ("event_time", pa.timestamp("us", tz="UTC")),
+        ("batch_id", pa.string()),
+        ("actor", pa.string()),
+    ]
+)
+
+
+class SchemaVersions:
+    """The undeclared columns of one table."""
+
+    def __init__(self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime]) -> None:
+        self._lake = lake
+        self._table = table
+        self._clock = clock
+        rows = lake.rows(table.schema, SCHEMA_VERSIONS, where=f"table_name = {sql_literal(table.name)}")
+        self._events = sorted(rows, key=lambda row: (row["version"], row["event_time"]))
+
+    @property
+    def version(self) -> int:
+        """How often columns have joined or been accepted."""
+        return sum(event["event"] != "proposed" for event in self._events)
+
+    def accepted(self) -> dict[str, T.DataType]:
+        """Name → type of the columns that have joined or been accepted."""
+        return self._columns("evolved", "accepted")
+
+    def proposed(self) -> dict[str, T.DataType]:
+        """Name → type of the columns that wait for somebody to accept them."""
+        known = self.accepted()
+        return {name: kind for name, kind in self._columns("proposed").items() if name not in known}
+
+    def joining(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
+        """Those of the names found in files that join the table by its policy."""
+        feed = self._table.feed
+        # Nobody has said whether a new column is personal.
+        if feed is None or feed.evolution is not Evolution.ADD or self._table.has_personal_data:
+            return []
+        return self._usable(found, extra)[: MOST_COLUMNS - len(extra)]
+
+    def refused(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
+        """Those of the names that stop the table until somebody accepts them."""
+        feed = self._table.feed
+        if feed is None or feed.evolution is not Evolution.STOP:
+            return []
+        return self._usable(found, extra)
+
+    def undeclared(self, stored: T.StructType) -> dict[str, T.DataType]:
+        """The columns of the Delta table that are neither declared nor added by the platform."""
+        own = {*(c.name for c in self._table.columns), *METADATA_COLUMNS, LOAD_DATE, RESCUED}
+        return {field.name: field.dataType for field in stored.fields if field.name not in own}
+
+    def record(self, event: str, columns: Mapping[str, T.DataType], *, batch_id: str | None, actor: str) -> None:
+        """Append an event."""
+        if event == "proposed" and set(columns) <= set(self._columns("proposed")):
+            return
+        row = {
+            "table_name": self._table.name,
+            "version": self.version + (event != "proposed"),
+            "event": event,
+            "columns": json.dumps({name: kind.simpleString() for name, kind in columns.items()}),
+            "event_time": self._clock(),
+            "batch_id": batch_id,
+            "actor": actor,
+        }
+        self._lake.append_rows(self._table.schema, SCHEMA_VERSIONS, _SCHEMA, [row])
+        self._events.append(row)
+
+    def accept(self, actor: str, names: Sequence[str] = ()) -> dict[str, T.DataType]:
+        """Accept proposed columns, all of them unless some are named; the table is loaded again from then on.
+
+        Returns:
+            The columns accepted.
+
+        Raises:
+            LoadRefused: nothing is proposed, or not one of these names.
+        """
+        proposed = self.proposed()
+        strange = sorted(set(names) - set(proposed))
+        if not proposed or strange:
+            what = f"no column {strange[0]!r} is proposed" if strange else "no column waits to be accepted"
+            known = ", ".join(proposed) or "none"
+            raise LoadRefused(f"{what}.", f"name some of the proposed ones: {known}.", table=self._table.name)
+        chosen = {name: kind for name, kind in proposed.items() if not names or name in names}
+        self.record("accepted", chosen, batch_id=None, actor=actor)
+        return chosen
+
+    def _columns(self, *events: str) -> dict[str, T.DataType]:
+        found: dict[str, T.DataType] = {}
+        for row in self._events:
+            if row["event"] in events:
+                found |= {name: _type(text) for name, text in json.loads(row["columns"]).items()}
+        return found
+
+    def _usable(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
+        """Names that a column can have. Others stay in `_rescued_data`."""
+        taken = {*(c.name for c in self._table.columns), *METADATA_COLUMNS, LOAD_DATE, RESCUED, *extra}
+        return sorted(name for name in set(found) - taken if re.fullmatch(r"[a-z]\w{0,127}", name, re.ASCII))
+
+
+def _type(text: str) -> T.DataType:
+    decimal = re.fullmatch(r"decimal\((\d+),(\d+)\)", text)
+    if decimal:
+        return T.DecimalType(int(decimal[1]), int(decimal[2]))
+    kinds: tuple[type[T.DataType], ...] = (
+        T.IntegerType,
+        T.LongType,
+        T.BooleanType,
+        T.DateType,
+        T.TimestampType,
+        T.StringType,
+    )
+    return next((kind() for kind in kinds if kind().simpleString() == text), T.StringType())

@@ -1,0 +1,212 @@
+"""The file ledger `bz_file_ledger`: what has happened to each file, and so which batch it belongs to.
+
+Append-only events; a file's state is its latest event. Events of a table are written one after the other: each append
+is fenced against the state it was decided on, so that two loads never claim one file.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from bronze_assets.lakehouse import Lakehouse, sql_literal
+from bronze_assets.sources.landing import LandedFile
+from bronze_assets.table import BronzeTable
+
+LEDGER = "bz_file_ledger"
+MAX_ATTEMPTS = 3
+
+
+class FileEvent(enum.StrEnum):
+    """What happened to a file.
+
+    `seen`: found for the first time; fixes the day of arrival in a flat prefix. `claimed`: belongs to a batch that is
+    being loaded. `loaded`: its rows are in the lake. `quarantined`: it could not be read, and the quarantine says why.
+    `failed`: its batch was given up; it is tried again. `ignored`: changed after it was loaded, and the table's policy
+    is to leave that. `archived`: moved to the archive. `deleted`: removed by the table's policy.
+    """
+
+    SEEN = "seen"
+    CLAIMED = "claimed"
+    LOADED = "loaded"
+    QUARANTINED = "quarantined"
+    FAILED = "failed"
+    IGNORED = "ignored"
+    ARCHIVED = "archived"
+    DELETED = "deleted"
+
+
+_SETTLED = frozenset(
+    {FileEvent.LOADED, FileEvent.QUARANTINED, FileEvent.IGNORED, FileEvent.ARCHIVED, FileEvent.DELETED}
+)
+_TIME = pa.timestamp("us", tz="UTC")
+_SCHEMA = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("number", pa.int64()),
+        ("event", pa.string()),
+        ("event_time", _TIME),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("modified", _TIME),
+        ("content_hash", pa.string()),
+        ("partition_key", pa.string()),
+        ("batch_id", pa.string()),
+        ("rows", pa.int64()),
+        ("attempt", pa.int32()),
+        ("archived_as", pa.string()),
+        ("error", pa.string()),
+        ("run_id", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FileState:
+    """The latest event of a file.
+
+    Attributes:
+        partition: its day of arrival.
+        rows: that it brought into the table, once it is loaded.
+        attempt: how often it has been claimed.
+        archived_as: where it lies in the archive.
+        error: why it was quarantined or failed; never holds a row's values.
+    """
+
+    path: str
+    event: FileEvent
+    size: int
+    modified: dt.datetime
+    partition: str
+    content_hash: str | None = None
+    batch_id: str | None = None
+    rows: int | None = None
+    attempt: int = 0
+    archived_as: str | None = None
+    error: str | None = None
+    event_time: dt.datetime | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to load of the file as it was."""
+        return self.event in _SETTLED
+
+    def is_of(self, file: LandedFile) -> bool:
+        """Whether the file looks as it did then (size and modified time; its bytes are not read)."""
+        return self.size == file.size and self.modified == file.modified
+
+
+class Ledger:
+    """The files of one table.
+
+    Args:
+        clock: gives the present moment, in UTC.
+    """
+
+    def __init__(self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime], run_id: str = "") -> None:
+        self._lake = lake
+        self._table = table
+        self._clock = clock
+        self._run_id = run_id
+        self._number = 0
+        self._version: int | None = None
+        self.files: dict[str, FileState] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the state anew."""
+        self._version = self._lake.control_version(self._table.schema, LEDGER)
+        self.files = {}
+        self._number = 0
+        columns = ", ".join(f"last_value({name} order by number) as {name}" for name in _SCHEMA.names if name != "path")
+        rows = self._lake.rows(
+            self._table.schema,
+            LEDGER,
+            ["path", columns],
+            f"table_name = {sql_literal(self._table.name)} group by path",
+            version=self._version,
+        )
+        for row in rows:
+            self._apply(row)
+
+    def batch(self, batch_id: str) -> list[FileState]:
+        """The files that a batch has claimed and not yet settled, by path."""
+        found = [s for s in self.files.values() if s.batch_id == batch_id and s.event is FileEvent.CLAIMED]
+        return sorted(found, key=lambda state: state.path)
+
+    def partition_of(self, file: LandedFile, today: str) -> str:
+        """The partition a file belongs to: its day folder, else the day of its first sighting."""
+        if file.day is not None:
+            return file.day
+        state = self.files.get(file.path)
+        return state.partition if state is not None and (not state.settled or state.is_of(file)) else today
+
+    def outstanding(self, files: Iterable[LandedFile]) -> list[LandedFile]:
+        """Those of the files that are still to be loaded, or have changed since they were, by path."""
+        found = []
+        for file in files:
+            state = self.files.get(file.path)
+            again = state is not None and state.settled and not file.archived and not state.is_of(file)
+            if again or state is None or state.event in (FileEvent.SEEN, FileEvent.FAILED):
+                found.append(file)
+        return found
+
+    def record(self, states: Sequence[FileState], event: FileEvent, **changes: Any) -> None:
+        """Append one event for each of the files.
+
+        Args:
+            changes: fields of `FileState` that are the same for all of them.
+
+        Raises:
+            StaleBase: another process has written to this table's ledger since it was read.
+        """
+        if not states:
+            return
+        now = self._clock()
+        rows = []
+        for offset, before in enumerate(states):
+            state = replace(before, event=event, **changes)
+            row = {name: getattr(state, name) for name in _SCHEMA.names if hasattr(state, name)}
+            row |= {
+                "table_name": self._table.name,
+                "number": self._number + 1 + offset,
+                "event": event.value,
+                "event_time": now,
+                "partition_key": state.partition,
+                "run_id": self._run_id,
+            }
+            rows.append(row)
+        self._version = self._lake.append_fenced(
+            self._table.schema,
+            LEDGER,
+            _SCHEMA,
+            rows,
+            writer=self._table.name,
+            number=rows[-1]["number"],
+            base=self._version,
+            partition_by="table_name",
+        )
+        for row in rows:
+            self._apply(row)
+
+    def _apply(self, row: Mapping[str, Any]) -> None:
+        self._number = max(self._number, int(row["number"]))
+        self.files[row["path"]] = FileState(
+            path=row["path"],
+            event=FileEvent(row["event"]),
+            size=row["size"],
+            modified=row["modified"],
+            partition=row["partition_key"],
+            content_hash=row.get("content_hash"),
+            batch_id=row.get("batch_id"),
+            rows=row.get("rows"),
+            attempt=row.get("attempt") or 0,
+            archived_as=row.get("archived_as"),
+            error=row.get("error"),
+            event_time=row["event_time"],
+        )
