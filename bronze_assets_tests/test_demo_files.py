@@ -491,6 +491,27 @@ def test_a_key_that_several_rows_share_is_left_alone(source: Connection, source_
         assert {key: now.get(key) for key in rows} == rows, table
 
 
+def test_a_row_whose_fault_would_stay_is_left_alone(source: Connection, source_url: str) -> None:
+    generate.generate(source, scale=0.05)
+    faults = {
+        "products": "unit_price = 'NaN'",
+        "orders": "order_date = case when order_id % 2 = 0 then date 'infinity' else date '2099-01-01' end",
+        "order_details": "unit_price = 'NaN'",
+        "shipments": "shipment_date = '-infinity'",
+    }
+    bent = {}
+    for table, fault in faults.items():
+        with source.cursor() as cursor:
+            cursor.execute(f"update tests.{table} set {fault} where {CHANGED[table]} % 7 <> 0")
+        bent[table] = {key: rows for key, rows in rows_by_key(source, table).items() if key % 7}
+
+    change_sample_rows(source_url)
+
+    for table, before in bent.items():
+        now = rows_by_key(source, table)
+        assert {key: now.get(key) for key in before} == before, table
+
+
 def test_changes_without_the_sample_tables_say_what_to_do(source_url: str) -> None:
     with pytest.raises(SourceRefused, match=r'relation "tests\.products" does not exist.*run `make demo` first'):
         change_sample_rows(source_url)
