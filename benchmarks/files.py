@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from pyspark.sql import types as T
 
 from bronze_assets.catalog import manufacturing
-from bronze_assets.load import current_partition, load
+from bronze_assets.load import load
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
-from bronze_assets.workbench import Run, Workbench
+from bronze_assets.workbench import Run, Workbench, current_partition
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

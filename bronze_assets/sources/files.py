@@ -32,6 +32,7 @@ UNKNOWN = "__unknown"
 CARRIED = "__carried"
 _VALUES = "__values"
 _KEYS = "__keys"
+_UTF8 = "__utf8"
 _CAPTURE_FIELDS = (
     "__op",
     "__deleted",
@@ -119,7 +120,10 @@ def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
     """
     reader = session.read.option("wholetext", str(feed.multiline).lower()).option("lineSep", "\n")
     lines = reader.text(list(paths)).select(
-        F.regexp_replace(F.col("value"), "^\\x{FEFF}|\\r$", "").alias(LINE), _ending()
+        # Spark's functions on text put U+FFFD in the place of what is not UTF-8, without a word.
+        F.is_valid_utf8("value").alias(_UTF8),
+        F.regexp_replace(F.col("value"), "^\\x{FEFF}|\\r$", "").alias(LINE),
+        _ending(),
     )
     lines = lines.where(~F.col(LINE).rlike(r"^\s*$"))
     parsed = F.try_parse_json(F.col(LINE))
@@ -135,14 +139,14 @@ def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
     values = values.withColumn(_KEYS, keys)
     whole = F.expr(f"json_array_length(concat('[', {LINE}, ']')) = 1")
     expected = (
-        F.when(~F.expr(f"is_valid_utf8({LINE})"), "UTF-8 text")
+        F.when(~F.col(_UTF8), "UTF-8 text")
         .when(F.col(_VALUES).isNull(), _expected_of_no_object())
         .when(~F.coalesce(whole, F.lit(False)), "nothing after the JSON object")
         .when(F.size(_KEYS) != F.size(F.array_distinct(_KEYS)), "each name once, whatever its case")
     )
     return values.select(
         F.when(expected.isNull(), F.map_from_arrays(_KEYS, F.map_values(_VALUES))).alias(_VALUES),
-        F.when(expected.isNotNull(), F.expr(f"make_valid_utf8({LINE})")).alias(LINE),
+        F.when(expected.isNotNull(), F.col(LINE)).alias(LINE),
         expected.alias(EXPECTED),
         "__ending",
     )
