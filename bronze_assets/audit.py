@@ -23,7 +23,10 @@ from bronze_assets.table import BronzeTable, Impact
 MAX_NULL_SHARE = 0.05
 MIN_AVERAGE_SCORE = 85.0
 MAX_ERROR_RATE = 0.02
+MAX_FILE_ERROR_RATE = 0.05
 MAX_PROCESSING_SECONDS = 3600.0
+MAX_BACKLOG_SECONDS = 3600.0
+FILE_BYTES = (128 * 2**20, 2**30)
 MAX_STORAGE_GROWTH = 0.20
 
 Severity = Literal["WARN", "ERROR"]
@@ -54,6 +57,8 @@ class LoadRecord:
         files, files_quarantined: files of the batch, and those of them that could not be read at all.
         latency_p50, latency_p95, latency_max: seconds from a row's commit at the source, or from its file's last
             write, to the end of the load; over the rows of files. None without any.
+        backlog_files, backlog_seconds: files that still wait after the load, and for how long the oldest has; in all
+            partitions. None without any.
         bytes_day_ago: the table's size at its last load at least a day before; None if there was none.
     """
 
@@ -91,6 +96,9 @@ class LoadRecord:
     latency_p50: float | None = None
     latency_p95: float | None = None
     latency_max: float | None = None
+    has_files: bool = False
+    backlog_files: int = 0
+    backlog_seconds: float | None = None
 
     @property
     def average_score(self) -> float | None:
@@ -242,10 +250,27 @@ def checks(table: BronzeTable) -> tuple[Check, ...]:
         Check(KEY_UNIQUE, "The key is unique within the batch (High).", "ERROR"),
         Check("null_share", f"No column is NULL in more than {MAX_NULL_SHARE:.0%} of the rows read.", "WARN"),
         Check("quality_score", f"The average score is at least {MIN_AVERAGE_SCORE:g}.", "WARN"),
-        Check("error_rate", f"At most {MAX_ERROR_RATE:.0%} of the rows read are quarantined.", "ERROR"),
+        Check("error_rate", f"At most {_max_error_rate(table):.0%} of the rows read are quarantined.", "ERROR"),
         Check("processing_time", f"The load takes at most {MAX_PROCESSING_SECONDS / 60:g} minutes.", "ERROR"),
         Check("storage_growth", f"The table grows by at most {MAX_STORAGE_GROWTH:.0%} a day.", "WARN"),
+        *(_FILE_CHECKS if table.feed is not None else ()),
     )
+
+
+_FILE_CHECKS = (
+    Check("unreadable_files", "Every file of the batch could be read.", "WARN"),
+    Check("schema_evolution", "The files have no columns that the table did not have.", "WARN"),
+    Check("backlog", f"No file waits for more than {MAX_BACKLOG_SECONDS / 3600:g} hour.", "ERROR"),
+    Check(
+        "file_size",
+        "For information: Delta files are between 128 MB and 1 GB on average, in a table of more than that.",
+        "WARN",
+    ),
+)
+
+
+def _max_error_rate(table: BronzeTable) -> float:
+    return MAX_ERROR_RATE if table.files is None else MAX_FILE_ERROR_RATE
 
 
 def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
@@ -290,11 +315,11 @@ def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
         ),
         "error_rate": Verdict(
             "error_rate",
-            record.error_rate <= MAX_ERROR_RATE,
+            record.error_rate <= _max_error_rate(table),
             "ERROR",
             record.quarantined,
             record.error_rate,
-            details={"threshold": MAX_ERROR_RATE},
+            details={"threshold": _max_error_rate(table)},
         ),
         "processing_time": Verdict(
             "processing_time",
@@ -307,6 +332,38 @@ def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
             growth is None or growth <= MAX_STORAGE_GROWTH,
             "WARN",
             details={"bytes": record.table_bytes, "bytes_day_ago": record.bytes_day_ago, "growth": growth},
+        ),
+    }
+    average_bytes = record.table_bytes / record.table_files if record.table_files else 0.0
+    smallest, largest = FILE_BYTES
+    answers |= {
+        "unreadable_files": Verdict(
+            "unreadable_files",
+            not record.files_quarantined,
+            "WARN",
+            record.files_quarantined,
+            details={"files": record.files},
+        ),
+        "schema_evolution": Verdict(
+            "schema_evolution",
+            not record.new_columns,
+            "WARN",
+            len(record.new_columns),
+            details={"new_columns": list(record.new_columns), "left_out_until_classified": list(record.left_out)},
+        ),
+        "backlog": Verdict(
+            "backlog",
+            (record.backlog_seconds or 0.0) <= MAX_BACKLOG_SECONDS,
+            "ERROR",
+            record.backlog_files,
+            details={"seconds": record.backlog_seconds, "threshold_seconds": MAX_BACKLOG_SECONDS},
+        ),
+        "file_size": Verdict(
+            "file_size",
+            record.table_bytes < smallest or smallest <= average_bytes <= largest,
+            "WARN",
+            record.table_files,
+            details={"average_bytes": average_bytes, "smallest": smallest, "largest": largest},
         ),
     }
     for check in checks(table):

@@ -8,9 +8,11 @@ import dagster as dg
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.orchestration.assets import assets
-from bronze_assets.orchestration.jobs import cadence_jobs, initial_loads, job_definitions
+from bronze_assets.orchestration.capture import capture_definitions
+from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
 from bronze_assets.orchestration.resources import loader_resource
 from bronze_assets.orchestration.schedules import schedule
+from bronze_assets.orchestration.sensors import file_sensor
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 
@@ -21,16 +23,22 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
     Raises:
         DeclarationError: a table's declaration cannot be used; names the table.
     """
-    scheduled = cadence_jobs(tables)
+    by_cadence = cadence_jobs(tables)
+    from_files = file_jobs(tables, settings)
+    # What files bring needs no schedule: their sensor sees them.
+    fed = {table for job in from_files for table in job.tables}
+    scheduled = [job for job in by_cadence if not fed.issuperset(job.tables)]
     return dg.Definitions.merge(
         dg.Definitions(
             assets=assets(settings, tables),
             schedules=[schedule(job, settings) for job in scheduled],
+            sensors=[file_sensor(job, settings) for job in from_files],
             resources={"loader": loader_resource(settings)},
             # One JVM a run: all its tables share one Spark session.
             executor=dg.in_process_executor,
         ),
-        job_definitions([*initial_loads(tables), *scheduled]),
+        job_definitions([*initial_loads(tables), *by_cadence, *from_files]),
+        capture_definitions(settings, tables),
     )
 
 

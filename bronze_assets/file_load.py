@@ -160,6 +160,14 @@ class FileLoad:
         if moved:
             logger.info("%s: %d loaded files %s", self._table.name, len(moved), event)
 
+    def backlog(self) -> tuple[int, float | None]:
+        """How many files of the feed still wait, in all partitions, and the age of the oldest in seconds."""
+        self._ledger.refresh()
+        waiting = self._ledger.outstanding(self._bench.zone.files(self._feed))
+        if not waiting:
+            return 0, None
+        return len(waiting), (self._bench.clock() - min(file.modified for file in waiting)).total_seconds()
+
     def _outstanding(self) -> list[LandedFile]:
         zone, partition = self._bench.zone, self._attempt.partition
         now = self._bench.moment()

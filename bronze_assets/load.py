@@ -71,7 +71,7 @@ def _load(attempt: Attempt) -> LoadRecord:
     again = _settle(attempt)
     records = [record for part in parts for record in part.load(again)]
     if not records:
-        return LoadRecord(
+        nothing = LoadRecord(
             attempt.table.name,
             attempt.table.schema,
             attempt.partition,
@@ -80,7 +80,17 @@ def _load(attempt: Attempt) -> LoadRecord:
             started=attempt.started,
             ended=attempt.bench.clock(),
         )
-    return audit.combine(records)
+        records = [attempt.measured(nothing) if attempt.bench.lake.exists(*_place(attempt.table)) else nothing]
+    record = audit.combine(records)
+    for part in parts:
+        if isinstance(part, FileLoad):
+            files, seconds = part.backlog()
+            record = replace(record, has_files=True, backlog_files=files, backlog_seconds=seconds)
+    return record
+
+
+def _place(table: BronzeTable) -> tuple[str, str]:
+    return table.schema, table.name
 
 
 def _parts(attempt: Attempt) -> list[SnapshotLoad | FileLoad]:

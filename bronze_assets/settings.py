@@ -158,6 +158,11 @@ class Settings:
             )
 
     @property
+    def embedded(self) -> bool:
+        """Whether the source is the home's own embedded server."""
+        return self.source_url == f"file:{self.home / 'postgres' / 'source_url'}"
+
+    @property
     def dagster_home(self) -> Path:
         """Dagster's storage folder."""
         return self.home / "dagster"

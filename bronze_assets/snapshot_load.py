@@ -12,7 +12,7 @@ from pyspark.sql import types as T
 from bronze_assets import capture
 from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord
-from bronze_assets.batches import Batch
+from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import LoadRefused, PartitionRefused
 from bronze_assets.lakehouse import spark_literal
 from bronze_assets.snapshot_frames import SnapshotFrames
@@ -41,14 +41,8 @@ class SnapshotLoad:
         attempt = self._attempt
         if is_past(attempt):
             return attempt.table.event_date is not None
-        taken = attempt.log.snapshot_position()
-        if taken is None:
-            return True
         state = capture.manifest(attempt.bench.settings.landing, attempt.table.schema)
-        if state is None:
-            return False
-        # Changes from before the slot began are in no file: a snapshot from there on has them.
-        return taken < source_position(attempt.log.epoch(state.source_epoch), state.start_lsn, 0)
+        return snapshot_is_due(attempt.log, attempt.table, state)
 
     def load(self, again: Batch | None) -> Iterator[LoadRecord]:
         """Load what has changed.
@@ -149,6 +143,20 @@ class SnapshotLoad:
             if high is None:
                 return
             low = high
+
+
+def snapshot_is_due(log: BatchLog, table: BronzeTable, state: capture.Manifest | None) -> bool:
+    """Whether a captured table has no snapshot that its captured changes go on from.
+
+    Args:
+        state: of the capture; None if changes come from elsewhere, or have not been captured yet.
+    """
+    taken = log.snapshot_position()
+    if taken is None or state is None:
+        return taken is None
+    # Changes from before then are in no file: a snapshot from there on has them.
+    start = state.tables.get(table.name)
+    return start is not None and taken < source_position(log.epoch(state.source_epoch), start, 0)
 
 
 def is_past(attempt: Attempt) -> bool:

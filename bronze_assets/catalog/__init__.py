@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bronze_assets.catalog import inventory
+from bronze_assets.catalog import inventory, manufacturing
 
-TABLES = inventory.TABLES
+TABLES = (*inventory.TABLES, *manufacturing.TABLES)

@@ -21,7 +21,7 @@ from bronze_assets.errors import BronzeError, DeclarationError, LoadRefused, Sch
 from bronze_assets.orchestration.checks import check_results, check_specs, failed_checks, schema_mismatch
 from bronze_assets.orchestration.freshness import freshness_policy
 from bronze_assets.orchestration.resources import Loader
-from bronze_assets.settings import Settings
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence, Pii
 from bronze_assets.workbench import Options, Run
 
@@ -54,6 +54,12 @@ class LoadConfig(dg.Config):
     )
     max_rows: int | None = Field(
         default=None, description="Refuse the load, before anything is written, when the source holds more rows."
+    )
+    snapshot: bool = Field(
+        default=False, description="Compare a captured table with a snapshot of the source, whatever was captured."
+    )
+    reload: bool = Field(
+        default=False, description="Load all files of the partition again, in the place of the rows that they brought."
     )
     read_connections: int | None = Field(
         default=None, description="Parallel JDBC reads of a large table; BRONZE_READ_CONNECTIONS if left out."
@@ -89,7 +95,8 @@ def assets(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.AssetsD
     sources: dict[dg.AssetKey, dg.AssetSpec] = {}
     for table in tables:
         try:
-            sources.setdefault(_source_key(table), _source_spec(table))
+            for spec in _source_specs(table, settings):
+                sources.setdefault(spec.key, spec)
             with warnings.catch_warnings():
                 # Backfill policies are beta in Dagster, which would say so once per table.
                 warnings.simplefilter("ignore", dg.BetaWarning)
@@ -110,7 +117,8 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
     entries: dict[str, Any] = {
         "dagster/row_count": record.table_rows,
         "dagster/partition_row_count": record.partition_rows,
-        "batch_id": record.batch_id,
+        "rows": record.loaded + record.deleted,
+        "batch_id": record.batch_id or None,
         "scope": record.scope,
         "source_position": record.source_position or None,
         "started": dg.MetadataValue.timestamp(record.started),
@@ -128,6 +136,13 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "score_sum": record.score_sum,
         "average_score": record.average_score,
         "error_rate": record.error_rate,
+        "files": record.files if record.has_files else None,
+        "files_quarantined": record.files_quarantined if record.has_files else None,
+        "latency_p50_seconds": record.latency_p50,
+        "latency_p95_seconds": record.latency_p95,
+        "latency_max_seconds": record.latency_max,
+        "backlog_files": record.backlog_files if record.has_files else None,
+        "backlog_seconds": record.backlog_seconds,
         "table_bytes": record.table_bytes,
         "table_files": record.table_files,
         "bytes_day_ago": record.bytes_day_ago,
@@ -159,7 +174,7 @@ def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition
     @dg.asset(
         key=key,
         description=_description(table),
-        deps=[_source_key(table)],
+        deps=_sources(table, settings),
         group_name=table.group,
         owners=list(table.owners),
         kinds={"deltalake", "pyspark"},
@@ -169,7 +184,7 @@ def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition
         code_version=quality.fingerprint(table),
         partitions_def=partitions(table.cadence, settings),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        freshness_policy=freshness_policy(table.cadence),
+        freshness_policy=freshness_policy(table),
         check_specs=check_specs(table, key),
         pool=f"load_{table.name}",
         # A dry run ends well and materialises nothing.
@@ -207,11 +222,14 @@ def _materialise(
                 yield dg.AssetMaterialization(key, partition=done, metadata=record_metadata(kept))
             if isinstance(error, SchemaMismatch):
                 yield schema_mismatch(key, partition, error)
-            raise _as_dagster_wants(error, partition, context.retry_number) from error
+            raise as_dagster_wants(error, partition, context.retry_number) from error
         if record.dry_run:
             yield _observation(key, table, partition, record)
             continue
         records[partition] = record
+        if not record.batch_id:
+            # Nothing was outstanding: nothing was written beside the table either.
+            continue
         yield dg.AssetMaterialization(
             _quarantine_key(table),
             partition=partition,
@@ -227,13 +245,15 @@ def _materialise(
             if output.is_required:
                 yield dg.Output(None, output_name=output.name)
         return
-    _tag_run(context, {BATCH_TAG: _first_and_last([record.batch_id for record in records.values()])})
+    batches = [record.batch_id for record in records.values() if record.batch_id]
+    if batches:
+        _tag_run(context, {BATCH_TAG: _first_and_last(batches)})
     for partition, record in records.items():
         context.add_asset_metadata(record_metadata(record), asset_key=key, partition_key=partition)
     yield dg.MaterializeResult(asset_key=key, check_results=check_results(table, key, records))
 
 
-def _as_dagster_wants(error: Exception, partition: str, retry_number: int) -> Exception:
+def as_dagster_wants(error: Exception, partition: str, retry_number: int) -> Exception:
     """A request for a retry where one may help, else a failure that is final."""
     if isinstance(error, BronzeError) and error.retryable and retry_number < RETRY_POLICY.max_retries:
         return dg.RetryRequested(RETRY_POLICY.max_retries, RETRY_POLICY.calculate_delay(retry_number + 1))
@@ -267,6 +287,8 @@ def _options(config: LoadConfig, table: BronzeTable) -> Options:
         full_compare=config.full_compare,
         max_rows=config.max_rows,
         read_connections=config.read_connections,
+        snapshot=config.snapshot,
+        reload=config.reload,
     )
 
 
@@ -300,10 +322,46 @@ def _first_and_last(batches: Sequence[str]) -> str:
 
 
 def _source_key(table: BronzeTable) -> dg.AssetKey:
+    if table.files is not None:
+        return dg.AssetKey(["landing", *table.files.path.replace("-", "_").split("/")])
     return dg.AssetKey(["postgres", *table.source.lower().split(".")])
 
 
-def _source_spec(table: BronzeTable) -> dg.AssetSpec:
+def _sources(table: BronzeTable, settings: Settings) -> list[dg.AssetKey]:
+    captured = settings.capture is not CaptureMode.OFF and table.feed is not None and table.feed.captured
+    return [_source_key(table)] + ([dg.AssetKey(["landing", table.schema])] if captured else [])
+
+
+def _source_specs(table: BronzeTable, settings: Settings) -> list[dg.AssetSpec]:
+    if table.files is not None:
+        return [
+            dg.AssetSpec(
+                _source_key(table),
+                description=f"Files that arrive under {table.files.path}/ in the landing zone. {table.description}",
+                group_name=table.group,
+                owners=list(table.owners),
+                kinds={"file"},
+                metadata={
+                    "landing": f"{settings.landing}/{table.files.path}",
+                    "dagster/column_schema": dg.TableSchema(_source_columns(table)),
+                },
+            )
+        ]
+    specs = [_postgres_spec(table)]
+    if settings.capture is CaptureMode.EXTERNAL and table.feed is not None:
+        specs.append(
+            dg.AssetSpec(
+                dg.AssetKey(["landing", table.schema]),
+                description=f"Changes of {table.source_system}, as files of a Debezium connector. See docs/capture.md.",
+                group_name=table.group,
+                kinds={"postgres", "json"},
+                metadata={"landing": f"{settings.landing}/{table.schema}"},
+            )
+        )
+    return specs
+
+
+def _postgres_spec(table: BronzeTable) -> dg.AssetSpec:
     return dg.AssetSpec(
         _source_key(table),
         description=f"Table {table.source} of {table.source_system}. {table.description}",
@@ -351,12 +409,18 @@ def _audit_spec(schema: str, tables: Sequence[BronzeTable], settings: Settings) 
 
 
 def _description(table: BronzeTable) -> str:
+    key = ", ".join(f"`{column.name}`" for column in table.key)
+    if table.files is not None:
+        return (
+            f"{table.description}\n\nEvery version of each row of the files under `{table.files.path}`, by key {key}. "
+            "A partition holds the files that arrived on that day; past days can be loaded again from landing zone and "
+            "archive."
+        )
     past = (
         f"Past days can be loaded again: their rows are those of that `{table.event_date}`."
         if table.event_date
         else "Only the partition in progress can be loaded: the source tells nothing of the past."
     )
-    key = ", ".join(f"`{column.name}`" for column in table.key)
     return f"{table.description}\n\nEvery version of each row of `{table.source}`, by key {key}. {past}"
 
 

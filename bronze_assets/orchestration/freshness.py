@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from bronze_assets.table import Cadence
+from bronze_assets.table import BronzeTable, Cadence
 
 WINDOWS: Mapping[Cadence, tuple[dt.timedelta, dt.timedelta]] = {
     Cadence.STREAMING: (dt.timedelta(minutes=30), dt.timedelta(minutes=60)),
@@ -17,7 +17,11 @@ WINDOWS: Mapping[Cadence, tuple[dt.timedelta, dt.timedelta]] = {
 """Time since the last load after which a table warns, and fails."""
 
 
-def freshness_policy(cadence: Cadence) -> dg.FreshnessPolicy:
-    """Dagster's freshness policy for tables of this cadence."""
-    warn, fail = WINDOWS[cadence]
+FILE_WINDOW = (dt.timedelta(minutes=15), dt.timedelta(minutes=60))
+"""Likewise for a feed of files: time since the last one was loaded."""
+
+
+def freshness_policy(table: BronzeTable) -> dg.FreshnessPolicy:
+    """Dagster's freshness policy for a table."""
+    warn, fail = WINDOWS[table.cadence] if table.files is None else FILE_WINDOW
     return dg.FreshnessPolicy.time_window(fail_window=fail, warn_window=warn)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from bronze_assets.orchestration.assets import SOURCE_TAG, asset_key
-from bronze_assets.table import POSTGRES, BronzeTable, Cadence
+from bronze_assets.settings import CaptureMode, Settings
+from bronze_assets.table import BronzeTable, Cadence
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,24 @@ class LoadJob:
     tables: tuple[BronzeTable, ...]
 
 
+def file_jobs(tables: Sequence[BronzeTable], settings: Settings) -> list[LoadJob]:
+    """For each schema with tables that files are loaded into, the job that its sensor starts."""
+    captured = settings.capture is not CaptureMode.OFF
+    fed = [t for t in tables if t.files is not None or (captured and t.feed is not None)]
+    return [
+        LoadJob(
+            f"load_{schema}_files",
+            Cadence.STREAMING,
+            f"Loads the files of {schema} that have arrived, in one run.",
+            tuple(table for table in fed if table.schema == schema),
+        )
+        for schema in dict.fromkeys(table.schema for table in fed)
+    ]
+
+
 def cadence_jobs(tables: Sequence[BronzeTable]) -> list[LoadJob]:
-    """For each cadence that has tables, the job that its schedule starts."""
+    """For each cadence that has tables with a database as their source, the job that loads them."""
+    tables = [table for table in tables if table.files is None]
     jobs = [
         LoadJob(
             f"load_{cadence.value}_tables",
@@ -41,7 +58,10 @@ def cadence_jobs(tables: Sequence[BronzeTable]) -> list[LoadJob]:
 
 
 def initial_loads(tables: Sequence[BronzeTable]) -> list[LoadJob]:
-    """The first load of everything: `initial_load` for daily partitions, `initial_load_hourly` for hourly ones."""
+    """The first load of all that a database holds: `initial_load` for daily partitions, `initial_load_hourly` for
+    hourly ones.
+    """
+    tables = [table for table in tables if table.files is None]
     jobs = [
         LoadJob(
             name,
@@ -62,7 +82,7 @@ def job_definitions(jobs: Sequence[LoadJob]) -> dg.Definitions:
                 job.name,
                 selection=dg.AssetSelection.assets(*(asset_key(table) for table in job.tables)),
                 description=job.description,
-                tags={SOURCE_TAG: POSTGRES},
+                tags={SOURCE_TAG: job.tables[0].source_system},
             )
             for job in jobs
         ]

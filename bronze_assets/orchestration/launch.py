@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import yaml
 
 from bronze_assets.audit import LoadOutcome, LoadRecord, safe_message
@@ -22,6 +20,7 @@ from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGE
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import initial_loads
 from bronze_assets.orchestration.resources import Loader
+from bronze_assets.orchestration.runs import close_dead_runs
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench, current_partition
@@ -68,7 +67,7 @@ def prepare_dagster_home(settings: Settings) -> Path:
             f"{home} cannot be written ({error.strerror}).", "choose another folder with BRONZE_HOME."
         ) from None
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        _close_dead_runs(instance)
+        close_dead_runs(instance)
     return home
 
 
@@ -153,20 +152,3 @@ def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
             reason = event.job_failure_data.failure_reason
             return reason is not None and reason.name == "UNEXPECTED_TERMINATION"
     return False
-
-
-def _close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark as failed what a process of this machine started here and left unfinished when it was killed."""
-    unfinished = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
-        host, _, number = run.tags.get(PROCESS_TAG, "").partition(":")
-        pid, _, _ = number.partition(":")
-        # Without the tag, no table of it has begun; Dagster's own monitoring ends such a run.
-        if host != socket.gethostname() or not pid.isdigit():
-            continue
-        try:
-            alive = process_identity(int(pid)) == run.tags[PROCESS_TAG]
-        except psutil.NoSuchProcess:
-            alive = False
-        if not alive:
-            instance.report_run_failed(run, f"Process {pid}, which executed this run, is gone.")

@@ -9,24 +9,17 @@ import dagster as dg
 
 from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG
 from bronze_assets.orchestration.jobs import LoadJob
+from bronze_assets.orchestration.runs import UNFINISHED
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import POSTGRES, Cadence
 from bronze_assets.workbench import current_partition
 
 CRON: Mapping[Cadence, str] = {
-    # Until their changes are captured, streaming tables are compared with a snapshot often enough to stay fresh.
+    # Where their changes are not captured, streaming tables are compared with a snapshot often enough to stay fresh.
     Cadence.STREAMING: "*/15 * * * *",
     Cadence.HOURLY: "0 * * * *",
     Cadence.DAILY: "0 0 * * *",
 }
-
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
@@ -53,7 +46,7 @@ def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
         # A tick caught up late: what the source holds now must not be loaded under a past name.
         if asked != current:
             return dg.SkipReason(f"Partition {asked} is not in progress; the next tick loads {current}.")
-        filters = dg.RunsFilter(job_name=job.name, statuses=_UNFINISHED)
+        filters = dg.RunsFilter(job_name=job.name, statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} of {job.name} has not ended.")
         return dg.RunRequest(partition_key=asked, tags={SOURCE_TAG: POSTGRES, TRIGGER_TAG: "schedule"})

@@ -1,0 +1,215 @@
+"""The capture as Dagster sees it: one asset per captured schema, a long run that keeps it going, and its checks."""
+
+# No postponed annotations here: Dagster reads those of an asset's function as objects.
+
+import datetime as dt
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from bronze_assets.capture import Capture, Drained, SlotStatus
+from bronze_assets.errors import BronzeError
+from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, as_dagster_wants, process_identity
+from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
+from bronze_assets.settings import CaptureMode, Environment, Settings, resolve_secret
+from bronze_assets.table import BronzeTable
+
+MAX_LAG_BYTES = 2**30
+MAX_LAG_SECONDS = 900.0
+_REPORT_SECONDS = 60.0
+
+
+class CaptureConfig(dg.Config):
+    """How long a run of the capture goes on."""
+
+    seconds: float = Field(
+        default=900.0, description="How long the run goes on; the sensor starts the next. 0: until now, once."
+    )
+    every: float = Field(default=3.0, description="Seconds between two looks at the write-ahead log.")
+
+
+def captured(tables: Sequence[BronzeTable]) -> dict[str, list[BronzeTable]]:
+    """Schema → its tables whose changes are captured."""
+    found: dict[str, list[BronzeTable]] = {}
+    for table in tables:
+        if table.feed is not None and table.feed.captured:
+            found.setdefault(table.schema, []).append(table)
+    return found
+
+
+def changes_key(schema: str) -> dg.AssetKey:
+    """The captured changes of a schema."""
+    return dg.AssetKey(["landing", schema])
+
+
+def capture_of(settings: Settings, tables: Sequence[BronzeTable]) -> Capture:
+    """The capture of these tables; connects when it is first used."""
+    url = resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL")
+    # Of the demo's own server alone: to give a company's tables another replica identity is for their owner to decide.
+    return Capture(url, settings.landing, tables, set_replica_identity=settings.embedded)
+
+
+def capture_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.Definitions:
+    """Asset, job and sensor of each captured schema; nothing where the environment captures in another way."""
+    if settings.capture is not CaptureMode.BUILTIN:
+        return dg.Definitions()
+    parts = []
+    for schema, members in captured(tables).items():
+        asset = _changes(schema, members, settings)
+        job = dg.define_asset_job(
+            job_name(schema),
+            selection=dg.AssetSelection.assets(changes_key(schema)),
+            description=f"Captures the changes of the streaming tables of {schema}, until its time is over.",
+        )
+        parts.append(dg.Definitions(assets=[asset], jobs=[job], sensors=[_keep_alive(schema, settings)]))
+    return dg.Definitions.merge(*parts)
+
+
+def job_name(schema: str) -> str:
+    """The job that captures a schema."""
+    return f"capture_{schema}"
+
+
+def slot_metadata(status: SlotStatus) -> dict[str, Any]:
+    """How the capture stands, as typed entries."""
+    entries: dict[str, Any] = {
+        "slot": status.slot,
+        "slot_lag_bytes": status.lag_bytes,
+        "slot_retained_bytes": status.retained_bytes,
+        "slot_lag_seconds": status.lag_seconds,
+        "confirmed_at": None if status.confirmed_at is None else dg.MetadataValue.timestamp(status.confirmed_at),
+        "wal_status": status.wal_status,
+    }
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+def _changes(schema: str, tables: Sequence[BronzeTable], settings: Settings) -> dg.AssetsDefinition:
+    key = changes_key(schema)
+
+    @dg.asset(
+        key=key,
+        description=(
+            f"Committed changes of the {len(tables)} streaming tables of {schema}, as files of JSON lines in the "
+            "landing zone. See docs/capture.md."
+        ),
+        group_name=tables[0].group,
+        owners=list(dict.fromkeys(owner for table in tables for owner in table.owners)),
+        kinds={"postgres", "json"},
+        metadata={"landing": f"{settings.landing}/{schema}"},
+        deps=[dg.AssetKey(["postgres", *table.source.lower().split(".")]) for table in tables],
+        pool=job_name(schema),
+        check_specs=[
+            dg.AssetCheckSpec(
+                "slot_went_on",
+                asset=key,
+                description="The replication slot was there; else the tables are loaded from a snapshot.",
+            ),
+            dg.AssetCheckSpec(
+                "slot_lag",
+                asset=key,
+                description=(
+                    f"The slot is less than {MAX_LAG_BYTES // 2**20} MB and {MAX_LAG_SECONDS / 60:g} minutes behind."
+                ),
+            ),
+        ],
+    )
+    def changes(context: dg.AssetExecutionContext, config: CaptureConfig) -> Iterator[Any]:
+        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_identity()})
+        try:
+            capture = capture_of(settings, tables)
+            yield from _go_on(context, config, capture, key)
+        except BronzeError as error:
+            raise as_dagster_wants(error, "changes", context.retry_number) from error
+
+    return changes
+
+
+def _go_on(
+    context: dg.AssetExecutionContext, config: CaptureConfig, capture: Capture, key: dg.AssetKey
+) -> Iterator[Any]:
+    began = told = time.monotonic()
+    total: Counter[str] = Counter()
+    since: Counter[str] = Counter()
+    reasons: list[str] = []
+    failures = 0
+    drained: Drained | None = None
+    while True:
+        try:
+            drained = capture.drain()
+            failures = 0
+        except BronzeError as error:
+            failures += 1
+            # A source that is away for a moment is no reason to end a run of many minutes.
+            if not error.retryable or failures > RETRY_POLICY.max_retries or not config.seconds:
+                raise
+            context.log.warning(f"{error} Trying again.")
+            time.sleep(RETRY_POLICY.calculate_delay(failures))
+            continue
+        if drained.started_anew:
+            reasons.append(drained.started_anew)
+            context.log.warning(f"A new replication slot was made: {drained.started_anew}")
+        total.update(drained.rows)
+        since.update(drained.rows)
+        now = time.monotonic()
+        if now - began + config.every > config.seconds:
+            break
+        if since and now - told > _REPORT_SECONDS:
+            yield dg.AssetMaterialization(key, metadata={**_rows(since), **slot_metadata(capture.status())})
+            since.clear()
+            told = now
+        time.sleep(config.every)
+    status = capture.status()
+    lag = status.lag_seconds or 0.0
+    yield dg.MaterializeResult(
+        asset_key=key,
+        metadata={**_rows(total), **slot_metadata(status)},
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="slot_went_on",
+                passed=not reasons,
+                severity=dg.AssetCheckSeverity.WARN,
+                description="; ".join(reasons) or None,
+            ),
+            dg.AssetCheckResult(
+                check_name="slot_lag",
+                passed=status.retained_bytes < MAX_LAG_BYTES and lag < MAX_LAG_SECONDS,
+                severity=dg.AssetCheckSeverity.ERROR,
+                metadata=slot_metadata(status),
+            ),
+        ],
+    )
+
+
+def _rows(rows: Counter[str]) -> dict[str, Any]:
+    return {"changes": sum(rows.values()), **{f"changes/{name}": count for name, count in sorted(rows.items())}}
+
+
+def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{job_name(schema)}_sensor",
+        job_name=job_name(schema),
+        minimum_interval_seconds=15,
+        description=f"Keeps one run of {job_name(schema)} going.",
+        default_status=(
+            dg.DefaultSensorStatus.RUNNING
+            if settings.environment is Environment.LOCAL
+            else dg.DefaultSensorStatus.STOPPED
+        ),
+    )
+    def keep_alive(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        close_dead_runs(context.instance)
+        filters = dg.RunsFilter(job_name=job_name(schema), statuses=UNFINISHED)
+        for run in context.instance.get_runs(filters=filters, limit=1):
+            return dg.SkipReason(f"Run {run.run_id} captures.")
+        return dg.RunRequest(tags={"bronze/trigger": "sensor"})
+
+    return keep_alive
+
+
+def is_alive(confirmed_at: dt.datetime | None, now: dt.datetime) -> bool:
+    """Whether a capture has lately confirmed that all changes are in files."""
+    return confirmed_at is not None and (now - confirmed_at).total_seconds() < _REPORT_SECONDS
