@@ -30,7 +30,7 @@ from bronze_assets.errors import DeclarationError, LakeError, SchemaMismatch, So
 from bronze_assets.sources import pgoutput
 from bronze_assets.sources.pgoutput import UNCHANGED, Row, Value
 from bronze_assets.sources.postgres_address import Address
-from bronze_assets.sources.postgres_changes import ChangeSource, Publication, PublicationMissing, Slot
+from bronze_assets.sources.postgres_changes import ChangeSource, Publication, Slot
 from bronze_assets.table import BronzeTable
 
 logger = logging.getLogger(__name__)
@@ -197,11 +197,7 @@ class Capture:
             self._files.clear_spool()
             publication = source.publish(self._tables, set_replica_identity=self._set_replica_identity)
             reason, state = self._resumed(source, publication)
-            try:
-                return self._drain(source, publication, state, reason)
-            except PublicationMissing as error:
-                reason, state = error.culprit.rstrip("."), self._begin_anew(source, publication, error.culprit)
-                return self._drain(source, publication, state, reason)
+            return self._drain(source, publication, state, reason)
 
     def status(self) -> SlotStatus:
         """How the capture stands; changes nothing.
@@ -234,11 +230,11 @@ class Capture:
             SourceUnreachable, SourceRefused, LakeError: as `drain`.
         """
         with self._claimed() as source:
-            # In this order: without a manifest, a slot that stays behind is an orphan to the next drain.
+            # The slot first: if it cannot be dropped, the capture stays as it is.
+            source.drop_slot()
             self._files.forget_manifest()
             self._files.forget_intent()
             self._files.clear_spool()
-            source.drop_slot()
             source.drop_publication()
 
     # --- beginning --------------------------------------------------------------------------------------------------
@@ -664,10 +660,12 @@ class _Files:
     def spool(self) -> Iterator[_Spool]:
         """Where lines wait until all of a range are there."""
         with self._reporting(), contextlib.ExitStack() as stack:
-            folder = self._hidden
             if self._local is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bronze-capture-")))
-            folder.mkdir(parents=True, exist_ok=True)
+            else:
+                folder = self._hidden
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.callback(self.clear_spool)
             yield stack.enter_context(contextlib.closing(_Spool(folder)))
 
     def publish(self, spool: _Spool, table: BronzeTable, intent: _Intent) -> str:

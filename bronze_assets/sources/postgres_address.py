@@ -96,10 +96,10 @@ class Address:
             said = str(error)
             fatal = re.search(r"(?:FATAL|certificate|SSL|no password supplied)[^\n]*", said)
             if fatal and not any(word in said for word in _RETRYABLE_FATAL):
-                raise SourceRefused(
-                    f"the source {self!r} refused the connection: {fatal.group(0)}.",
-                    "correct BRONZE_SOURCE_URL, the server's pg_hba.conf or the certificate.",
-                ) from None
+                fix = "correct BRONZE_SOURCE_URL, the server's pg_hba.conf or the certificate."
+                if re.search("wal ?sender", fatal.group(0), re.IGNORECASE):
+                    fix = f'ALTER ROLE "{self.user}" REPLICATION; if it has that, raise max_wal_senders.'
+                raise SourceRefused(f"the source {self!r} refused the connection: {fatal.group(0)}.", fix) from None
             raise self.unreachable("it does not answer.", None) from None
 
     def unreachable(self, what: str, table: str | None) -> SourceUnreachable:

@@ -323,9 +323,6 @@ class ChangeSource:
 
         Ends with the transaction that reaches `up_to`; its commit may start at or after it. The server keeps what is
         ahead in temporary files, the client at most `FETCH_ROWS` messages.
-
-        Raises:
-            PublicationMissing: at the time of some change there was no publication.
         """
         with self._transaction():
             self._run(
@@ -388,10 +385,16 @@ class ChangeSource:
 
     def _translated(self, error: psycopg2.Error, table: str | None, fix: str | None) -> BronzeError:
         code = error.pgcode or ""
-        # Class 22 is about values, and shows them.
-        said = "a value could not be converted" if code.startswith("22") else (error.diag.message_primary or "")
-        said = said or type(error).__name__
+        said = error.diag.message_primary or type(error).__name__
         user = self._address.user
+        if code.startswith("22"):
+            # Said without PostgreSQL's words, which show the value.
+            return SourceRefused(
+                "a changed value cannot be had as UTF-8.",
+                "correct it at the source (a database with the encoding SQL_ASCII checks none), then start anew with"
+                " `Capture.drop` (docs/capture.md).",
+                table=table,
+            )
         if self._connection.closed or code.startswith(("08", "57P")):
             return self._address.unreachable("the connection was lost.", table)
         if code == "55006":
@@ -403,8 +406,6 @@ class ChangeSource:
                 " xact_start) and end it.",
                 table=table,
             )
-        if code == "42704" and "publication" in said:
-            return PublicationMissing(f"at the time of a change {said}.", "none needed, the capture starts anew.")
         if code == "53400":
             return SourceRefused(
                 f"the server has no free replication slot ({said}).",
@@ -423,7 +424,3 @@ class ChangeSource:
         return CaptureBusy(
             f"another process captures through the slot {self._slot}.", "none needed, it is tried again after that one."
         )
-
-
-class PublicationMissing(SourceRefused):
-    """The publication was not there when a change was made: changes may be missing from the slot."""
