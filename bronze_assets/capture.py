@@ -364,6 +364,7 @@ class _Described:
     identity: tuple[bool, ...]
     key: tuple[int, ...]
     nulls: str
+    problems: tuple[str, ...]
 
 
 class _Lines:
@@ -395,13 +396,13 @@ class _Lines:
                 described = self._relations[message.relation]
                 if described is None:
                     return
-                self._require_contract(described)
+                _require_contract(described)
                 yield from ((described.table.name, line) for line in self._change(lsn, described, message))
             case pgoutput.Truncate() if not self._skipped:
                 for oid in message.relations:
                     described = self._relations.get(oid)
                     if described is not None:
-                        self._require_contract(described)
+                        _require_contract(described)
                         yield described.table.name, self._line(described.nulls, "t", lsn)
 
     def _change(
@@ -485,6 +486,15 @@ class _Lines:
         for column in relation.columns:
             oid = self._domains.get(column.type_oid, column.type_oid)
             kinds.append("integer" if oid in _INTEGERS else "boolean" if oid == _BOOLEAN else "text")
+        problems = [f"column {c.name!r} is missing" for c in table.columns if c.name not in names]
+        problems += [f"columns that differ only in case: {name!r}" for name in set(names) if names.count(name) > 1]
+        problems += [f"column {name!r} has a name that is taken" for name in names if name.startswith("__")]
+        identity = {name for name, column in zip(names, relation.columns, strict=True) if column.identity}
+        problems += [
+            f"key column {c.name!r} was not in the replica identity"
+            for c in table.key
+            if c.name in names and c.name not in identity
+        ]
         prefixes = tuple(f"{encode_basestring(name)}:" for name in names)
         return _Described(
             table=table,
@@ -494,20 +504,19 @@ class _Lines:
             identity=tuple(column.identity for column in relation.columns),
             key=tuple(names.index(column.name) for column in table.key if column.name in names),
             nulls=",".join(f"{prefix}null" for prefix in prefixes),
+            problems=tuple(problems),
         )
 
-    def _require_contract(self, described: _Described) -> None:
-        table, names = described.table, described.names
-        problems = [f"column {c.name!r} is missing" for c in table.columns if c.name not in names]
-        problems += [f"columns that differ only in case: {name!r}" for name in set(names) if names.count(name) > 1]
-        problems += [f"column {name!r} has a name that is taken" for name in names if name.startswith("__")]
-        if problems:
-            raise SchemaMismatch(
-                f"changes of {table.source} do not hold its contract: {'; '.join(problems)}. No file was published.",
-                "declare the table as it is now; or mend it at the source and start anew with a snapshot"
-                " (`Capture.drop`, docs/capture.md), since the changes made meanwhile stay as they are.",
-                table=table.name,
-            )
+
+def _require_contract(described: _Described) -> None:
+    if described.problems:
+        raise SchemaMismatch(
+            f"changes of {described.table.source} do not hold its contract: {'; '.join(described.problems)}."
+            " No file was published.",
+            "declare the table as it is now; or mend it at the source and start anew with a snapshot"
+            " (`Capture.drop`, docs/capture.md), since the changes made meanwhile stay as they are.",
+            table=described.table.name,
+        )
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

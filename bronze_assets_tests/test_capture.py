@@ -634,6 +634,24 @@ def test_a_range_that_breaks_the_contract_is_refused_before_anything_is_publishe
     assert [row[1] for row in landed.rows(PRODUCTS)] == [2]
 
 
+def test_changes_made_while_the_identity_lacked_the_key_are_refused(
+    database: Connection, landed: Landed, make: Callable[..., Capture]
+) -> None:
+    execute(database, "alter table tests.products alter product_name set not null")
+    execute(database, "create unique index by_name on tests.products (product_name)")
+    capture = make(PRODUCTS)
+    capture.drain()
+    execute(database, "insert into tests.products values (1, 'secret')")
+    execute(database, "alter table tests.products replica identity using index by_name")
+    execute(database, "update tests.products set product_id = 2")
+    execute(database, "alter table tests.products replica identity default")
+
+    with pytest.raises(SchemaMismatch, match="key column 'product_id' was not in the replica identity") as caught:
+        capture.drain()
+    assert "secret" not in str(caught.value)
+    assert landed.files() == []
+
+
 def test_changes_of_other_tables_do_not_show_but_move_the_watermark(
     database: Connection, landed: Landed, make: Callable[..., Capture]
 ) -> None:
@@ -1412,6 +1430,23 @@ def test_of_two_drains_at_once_one_works(
         (landed.folder.parent / "reached").unlink()
         assert process.communicate(timeout=PATIENCE)[0].startswith("DRAINED")
     assert caught.value.retryable
+    capture.drain()
+
+    for table in (PRODUCTS, ORDERS):
+        assert landed.replayed(table) == state_of(database, table)
+
+
+def test_a_connection_that_breaks_is_worth_a_retry(
+    database: Connection, source_url: str, landed: Landed, make: Callable[..., Capture]
+) -> None:
+    capture = make(PRODUCTS, ORDERS)
+    capture.drain()
+    change(database, 1)
+    with draining(source_url, landed, "line spooled") as process:
+        execute(database, "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'")
+        (landed.folder.parent / "reached").unlink()
+        told = process.communicate(timeout=PATIENCE)[0]
+    assert told.startswith("FAILED SourceUnreachable")
     capture.drain()
 
     for table in (PRODUCTS, ORDERS):
