@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pyspark.sql import DataFrame, Window
@@ -146,12 +146,20 @@ def _settle(attempt: Attempt) -> Batch | None:
     return again
 
 
-def make_ready(bench: Workbench, tables: Sequence[BronzeTable], *, trigger: str, waits: Sequence[float]) -> None:
+def make_ready(
+    bench: Workbench,
+    tables: Sequence[BronzeTable],
+    *,
+    trigger: str,
+    waits: Sequence[float],
+    first: Callable[[], None] = lambda: None,
+) -> None:
     """Make sure that the source answers and Spark starts, before each of many tables finds out by itself.
 
     Args:
         tables: that are to be loaded; each gets a FAILED audit row if one of the two cannot be had.
         waits: seconds before each further try at a source that does not answer.
+        first: is called before the snapshot is taken.
 
     Raises:
         SourceUnreachable: no answer, also after the last wait.
@@ -162,6 +170,7 @@ def make_ready(bench: Workbench, tables: Sequence[BronzeTable], *, trigger: str,
     started = bench.clock()
     for wait in (*waits, None):
         try:
+            first()
             bench.source.snapshot()
             _ = bench.session
             return

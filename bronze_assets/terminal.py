@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from bronze_assets import engine
+from bronze_assets.audit import LoadOutcome
 from bronze_assets.demo.report import render
 from bronze_assets.errors import BronzeError
 from bronze_assets.settings import Settings
@@ -43,28 +44,34 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def load_and_report(settings: Settings, *, began: float) -> int:
-    """Load the current partition of every table through Dagster and print the report.
+def load_and_report(settings: Settings, *, began: float, change: Callable[[], object] | None = None) -> int:
+    """Load what is outstanding of every table through Dagster and print the report.
 
     Args:
         began: `time.monotonic()` when the command began.
+        change: is called when that is done; what it changes is captured and loaded too.
 
     Returns:
         The exit code: 1 if a table was not loaded.
     """
     # Imported late: Dagster and pandera take seconds, in which nothing could be said.
-    from bronze_assets.orchestration.launch import load_current
+    from bronze_assets.orchestration.launch import load_arrived, load_current
 
     outcomes = load_current(settings, say)
+    arrived: list[LoadOutcome] = []
+    if change is not None:
+        change()
+        arrived = load_arrived(settings, say)
     report = render(
         outcomes,
+        arrived=arrived,
         lake=settings.lake,
         make=_make(settings),
         seconds=time.monotonic() - began,
         colour=sys.stdout.isatty(),
     )
     say(f"\n{report}")
-    return 1 if any(outcome.record is None for outcome in outcomes) else 0
+    return 1 if any(outcome.record is None for outcome in [*outcomes, *arrived]) else 0
 
 
 def _make(settings: Settings) -> str:

@@ -1242,8 +1242,8 @@ def test_rows_of_another_server_come_after_those_of_the_one_before_though_its_lo
     lab.sql("delete from tests.warehouses where warehouse_id = 2")
     opened = Snapshot.__init__
 
-    def elsewhere(self: Snapshot, *args: Any) -> None:
-        opened(self, *args)
+    def elsewhere(self: Snapshot, *args: Any, **options: Any) -> None:
+        opened(self, *args, **options)
         self.epoch, self.lsn = "7000000000000000000/1", 17
 
     monkeypatch.setattr(Snapshot, "__init__", elsewhere)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import os
 import shutil
@@ -18,13 +19,16 @@ from pathlib import Path
 import psutil
 
 from bronze_assets.demo import home, postgres
+from bronze_assets.demo.changes import change_sample_rows
+from bronze_assets.demo.files import drop_sample_files
 from bronze_assets.demo.generate import PLANTED, ensure_sample_data
 from bronze_assets.errors import SettingsError
 from bronze_assets.processes import kill_after
-from bronze_assets.settings import Settings
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.terminal import load_and_report, run_command, say
 
 UI_PORT = 3000
+_CHANGES = ("inserted", "updated", "deleted")
 _STOP_SECONDS = 20
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m bronze_assets.demo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("demo", help="start PostgreSQL with sample data, load the tables, print the report")
+    commands.add_parser("demo", help="start PostgreSQL with sample data, load tables, files and changes; report")
     commands.add_parser("ui", help="serve Dagster's UI on the home's state until Ctrl-C")
     commands.add_parser("clean", help="stop what was started and remove the home")
     command: str = parser.parse_args(arguments).command
@@ -51,16 +55,34 @@ def demo(settings: Settings) -> int:
     began = time.monotonic()
     rows = sum(counts["rows"] for counts in PLANTED.values())
     say(
-        f"The demo starts PostgreSQL with {rows:,} sample rows, loads ten bronze tables from it through Dagster and "
-        f"Spark,\nand stops what it started. Everything lies in {settings.home}: about 150 MB. Memory: up to 3 GB."
+        f"The demo starts PostgreSQL with {rows:,} sample rows, loads ten bronze tables from it and three from files "
+        f"through Dagster\nand Spark, captures changes, and stops what it started. Everything lies in {settings.home}: "
+        "about 200 MB. Memory: up to 3 GB."
     )
     home.mark(settings.home)
-    if settings.source_url != _embedded_url(settings):
-        say("BRONZE_SOURCE_URL is not used here: the demo has a server of its own. `make load` loads from yours.")
-        settings = dataclasses.replace(settings, source_url=_embedded_url(settings))
+    if not settings.embedded or settings.capture is not CaptureMode.BUILTIN:
+        say(
+            "BRONZE_SOURCE_URL and BRONZE_CAPTURE are not used here: the demo captures the changes of a server of its "
+            "own. `make load` loads from yours."
+        )
+        settings = dataclasses.replace(
+            settings, source_url=f"file:{settings.home / 'postgres' / 'source_url'}", capture=CaptureMode.BUILTIN
+        )
     with postgres.running(settings, say) as url:
         ensure_sample_data(url, say)
-        return load_and_report(settings, began=began)
+        if planted := drop_sample_files(settings.landing, settings.archive, now=dt.datetime.now(dt.UTC)):
+            files = sum(counts["files"] for counts in planted.values())
+            bad = sum(counts["bad_files"] for counts in planted.values())
+            say(
+                f"Put {files} files of {len(planted)} manufacturing feeds into the landing zone, {bad} of them damaged."
+            )
+        return load_and_report(settings, began=began, change=lambda: _change(url))
+
+
+def _change(url: str) -> None:
+    changed = change_sample_rows(url)
+    counts = [f"{sum(table[name] for table in changed.values())} rows {name}" for name in _CHANGES]
+    say(f"Changed the source, as applications do: {', '.join(counts)}.")
 
 
 def ui(settings: Settings) -> int:
@@ -80,7 +102,7 @@ def ui(settings: Settings) -> int:
     # The child runs in the checkout, where a relative path would mean something else.
     os.environ["BRONZE_HOME"] = str(settings.home)
     os.environ["BRONZE_LAKE"] = str(settings.lake)
-    embedded = settings.source_url == _embedded_url(settings)
+    embedded = settings.embedded
     if embedded and not (settings.home / "postgres").is_dir():
         say("No source yet: `make demo` makes one with sample data, or set BRONZE_SOURCE_URL.")
         embedded = False
@@ -120,10 +142,6 @@ def clean(settings: Settings) -> int:
     if settings.home not in settings.lake.parents and settings.lake.is_dir():
         say(f"The lake {settings.lake} lies outside of it and was left alone.")
     return 0
-
-
-def _embedded_url(settings: Settings) -> str:
-    return f"file:{settings.home / 'postgres' / 'source_url'}"
 
 
 @contextlib.contextmanager

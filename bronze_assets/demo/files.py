@@ -73,7 +73,7 @@ class _Feed:
         suffixes: of good files, in turn.
         bad: kinds of bad files; `malformed_lines` is one of which the good lines load.
         make: row number, the run's tag and its moment → a faultless row, the key first.
-        faults: kind to column and value; a function gets the run's moment. `duplicate` needs none.
+        faults: kind to column and value; a function gets the faultless one. `duplicate` needs none.
         types: of the columns in Parquet.
     """
 
@@ -124,12 +124,13 @@ def _metric_row(n: int, tag: str, now: dt.datetime) -> Row:
     }
 
 
-def _after(now: dt.datetime) -> dt.datetime:
-    return now.replace(microsecond=0) + _FAR
+# Of the row's own moment: two rows of one sensor stay two keys.
+def _after(moment: dt.datetime) -> dt.datetime:
+    return moment + _FAR
 
 
-def _before(now: dt.datetime) -> dt.datetime:
-    return now.replace(microsecond=0) - _LONG_AGO
+def _before(moment: dt.datetime) -> dt.datetime:
+    return moment - _LONG_AGO
 
 
 _FEEDS: Mapping[str, _Feed] = {
@@ -318,7 +319,7 @@ def _content(
     if bad in _WHOLE:
         counts.update({"bad_files": 1, bad: 1})
     else:
-        faulty = _bend(feed, rows, planned, now, text=not suffix.startswith(".parquet"))
+        faulty = _bend(feed, rows, planned, text=not suffix.startswith(".parquet"))
         counts.update(faulty)
         if malformed := min(4, size) if bad == _MALFORMED else 0:
             counts[_MALFORMED] = malformed
@@ -353,7 +354,7 @@ def _suffix(feed: _Feed, number: int, bad: str | None) -> str:
     return suffixes[number % len(suffixes)]
 
 
-def _bend(feed: _Feed, rows: list[Row], planned: Mapping[int, str], now: dt.datetime, *, text: bool) -> Counter[str]:
+def _bend(feed: _Feed, rows: list[Row], planned: Mapping[int, str], *, text: bool) -> Counter[str]:
     """Put the planned faults into the rows; says how many of each kind there are now."""
     counts: Counter[str] = Counter()
     for at, kind in sorted(planned.items()):
@@ -365,7 +366,7 @@ def _bend(feed: _Feed, rows: list[Row], planned: Mapping[int, str], now: dt.date
             continue
         else:
             column, value = feed.faults[kind]
-            rows[at][column] = value(now) if callable(value) else value
+            rows[at][column] = value(rows[at][column]) if callable(value) else value
         counts[kind] += 1
     return counts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bronze_assets.audit import LoadOutcome
@@ -13,12 +13,15 @@ _COUNTS = ("read", "loaded", "quarantined", "duplicates", "unchanged", "deleted"
 _HEADINGS = ("table", *_COUNTS, "score", "checks", "seconds")
 
 
+_FILE_HEADINGS = ("files", "files", "bad", "read", "loaded", "deleted", "quarantined", "waiting", "p50", "p95", "max")
+
+
 def render(
     outcomes: Sequence[LoadOutcome],
     *,
+    arrived: Sequence[LoadOutcome] = (),
     lake: Path,
     make: str = "make",
-    schema: str = "inventory_bronze",
     seconds: float | None = None,
     colour: bool = False,
 ) -> str:
@@ -26,9 +29,9 @@ def render(
 
     Args:
         outcomes: one for each table, in the order to show.
+        arrived: what was loaded from files after that.
         lake: the folder of the bronze schemas.
         make: how to call make for the same state, variables included.
-        schema: the schema that the tables lie in.
         seconds: wall-clock time of everything; the sum of the loads when None.
         colour: whether to use ANSI colours; say so for a terminal only.
     """
@@ -37,7 +40,7 @@ def render(
         return f"{style}{text}{_PLAIN}" if colour and text else text
 
     good = [outcome.record for outcome in outcomes if outcome.record is not None]
-    failed = [outcome for outcome in outcomes if outcome.record is None]
+    failed = [outcome for outcome in [*outcomes, *arrived] if outcome.record is None]
     total = {name: sum(getattr(record, name) for record in good) for name in ("read", *_OUTCOMES, "deleted")}
     score = sum(record.score_sum for record in good) / total["read"] if total["read"] else None
     whole = sum(record.seconds for record in good) if seconds is None else seconds
@@ -65,22 +68,64 @@ def render(
         and not total["deleted"]
     ):
         text.append(paint("Nothing changed: every row that can be loaded is in its table already.", _GREEN))
-    troubled = [outcome for outcome in outcomes if outcome.failed_checks]
+    text += _files([*outcomes, *arrived], paint)
+    troubled = _merged([outcome for outcome in [*outcomes, *arrived] if outcome.failed_checks])
     if troubled:
         # Breaking a rule stops nothing: the row is loaded with a lower score, or quarantined.
         text += ["", paint("Failed checks (see each in the UI: how many rows, and examples of their keys)", _BOLD)]
-        width = max(len(outcome.table) for outcome in troubled)
-        text += [f"  {outcome.table:<{width}}  {', '.join(outcome.failed_checks)}" for outcome in troubled]
+        width = max(len(table) for table in troubled)
+        text += [f"  {table:<{width}}  {', '.join(checks)}" for table, checks in troubled.items()]
     if failed:
         text += ["", paint("Not loaded", _BOLD)]
         text += [paint(f"  {outcome.table}: {_reason(outcome)}", _RED) for outcome in failed]
     text += [
         "",
-        f"The tables   {lake / schema}",
+        f"The tables   {lake}",
         f"The UI       {make} ui",
         f"Start over   {make} clean",
     ]
     return "\n".join(text)
+
+
+def _files(outcomes: Sequence[LoadOutcome], paint: Callable[[str, str], str]) -> list[str]:
+    """What files brought: a line for each table that had any."""
+    records = [o.record for o in outcomes if o.record is not None and (o.record.files or o.record.backlog_files)]
+    if not records:
+        return []
+    rows = [
+        (
+            record.table,
+            *(f"{n:,}" for n in (record.files, record.files_quarantined, record.read, record.loaded, record.deleted)),
+            f"{record.quarantined:,}",
+            f"{record.backlog_files:,}",
+            *(_seconds(age) for age in (record.latency_p50, record.latency_p95, record.latency_max)),
+        )
+        for record in records
+    ]
+    widths = [max(len(row[column]) for row in (_FILE_HEADINGS, *rows)) for column in range(len(_FILE_HEADINGS))]
+    rule = paint("-" * (sum(widths) + 2 * (len(widths) - 1)), _DIM)
+    return [
+        "",
+        paint(_aligned(_FILE_HEADINGS, widths), _BOLD),
+        rule,
+        *(paint(_aligned(row, widths), _YELLOW if row[2] != "0" else "") for row in rows),
+        rule,
+        "p50, p95, max: seconds from a row's commit at the source, or its file's last write, to the end of its load.",
+        "bad: files that could not be read at all; they stay in the landing zone, and the quarantine says why.",
+    ]
+
+
+def _merged(outcomes: Sequence[LoadOutcome]) -> dict[str, list[str]]:
+    """Table → its failed checks, each once."""
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        known = found.setdefault(outcome.table, [])
+        known += [check for check in outcome.failed_checks if check not in known]
+    return found
+
+
+def _seconds(age: float | None) -> str:
+    return "-" if age is None else f"{age:.1f}"
 
 
 def _cells(outcome: LoadOutcome) -> tuple[str, ...]:

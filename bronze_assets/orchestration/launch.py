@@ -5,23 +5,28 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 import yaml
 
-from bronze_assets.audit import LoadOutcome, LoadRecord, safe_message
+from bronze_assets.audit import LoadOutcome, LoadRecord, combine, safe_message
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import SchemaMismatch, SettingsError
 from bronze_assets.load import make_ready
 from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, process_identity
+from bronze_assets.orchestration.capture import capture_of, captured
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
-from bronze_assets.orchestration.jobs import initial_loads
+from bronze_assets.orchestration.jobs import file_jobs, initial_loads
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.orchestration.runs import close_dead_runs
-from bronze_assets.settings import Settings
+from bronze_assets.orchestration.sensors import files_waiting
+from bronze_assets.settings import CaptureMode, Settings
+from bronze_assets.sources.scope import FileScope
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench, current_partition
 
@@ -74,11 +79,12 @@ def prepare_dagster_home(settings: Settings) -> Path:
 def load_current(
     settings: Settings, say: Callable[[str], None], tables: Sequence[BronzeTable] = TABLES
 ) -> list[LoadOutcome]:
-    """Materialise the current partition of each table through Dagster, in this process.
+    """Materialise what is outstanding of each table through Dagster, in this process.
 
-    One Spark session and one source snapshot serve all tables. The runs are kept in the instance of
-    `settings.dagster_home`. A table that fails does not stop the others. A source that does not answer is asked again
-    here, once for all tables.
+    First the changes of captured tables are captured, then the current partition of each table is loaded, and any other
+    for which files wait. One Spark session and one source snapshot serve all tables. The runs are kept in the instance
+    of `settings.dagster_home`. A table that fails does not stop the others. A source that does not answer is asked
+    again here, once for all tables.
 
     Args:
         settings: where the source, the lake and Dagster's home are.
@@ -94,51 +100,126 @@ def load_current(
         EngineError: Spark does not start; likewise.
         KeyboardInterrupt: the user stopped it; the run is marked as failed.
     """
-    if dt.datetime.now(dt.UTC).date() < settings.start_date:
-        raise SettingsError(
-            f"BRONZE_START_DATE={settings.start_date} lies in the future.", "set it to a day that has begun."
-        )
-    home = prepare_dagster_home(settings)
-    ends: dict[str, LoadRecord | Exception] = {}
-
-    def listen(table: BronzeTable, end: LoadRecord | Exception) -> None:
-        ends[table.name] = end
-        text = safe_message(end) if isinstance(end, Exception) else _summary(end)
-        say(text if text.startswith(f"{table.name}: ") else f"{table.name}: {text}")
-
-    definitions = build_definitions(settings, tables)
-    tags = {TRIGGER_TAG: "cli", PROCESS_TAG: process_identity()}
-    with (
-        dg.DagsterInstance.from_config(str(home), _COMMAND_LINE) as instance,
-        Workbench.open(settings, say=say) as bench,
-    ):
+    with _Launch.open(settings, say, tables) as launch:
         tries = range(1, RETRY_POLICY.max_retries + 1)
-        make_ready(bench, tables, trigger="cli", waits=[RETRY_POLICY.calculate_delay(number) for number in tries])
+        waits = [RETRY_POLICY.calculate_delay(number) for number in tries]
+        if any(table.files is None for table in tables):
+            # The slot is to be there before the snapshot: else another snapshot would have to meet its changes.
+            make_ready(launch.bench, tables, trigger="cli", waits=waits, first=launch.capture)
         for job in initial_loads(tables):
-            result = definitions.resolve_job_def(job.name).execute_in_process(
-                instance=instance,
-                partition_key=current_partition(job.cadence, bench.moment()),
-                tags=tags,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                resources={"loader": Loader(bench, listen)},
-                raise_on_error=False,
+            launch.run(job.name, current_partition(job.cadence, launch.bench.moment()))
+        launch.load_files()
+        return launch.outcomes()
+
+
+def load_arrived(
+    settings: Settings, say: Callable[[str], None], tables: Sequence[BronzeTable] = TABLES
+) -> list[LoadOutcome]:
+    """Capture what has changed and load the files that have arrived; as `load_current`, without any snapshot.
+
+    Returns:
+        One outcome for each table that files are loaded into, in the order of `tables`.
+    """
+    fed = [table for job in file_jobs(tables, settings) for table in job.tables]
+    with _Launch.open(settings, say, fed) as launch:
+        launch.capture()
+        launch.load_files()
+        return launch.outcomes()
+
+
+@dataclass
+class _Launch:
+    """Runs of this process in one instance and on one workbench, and how each table's load ended."""
+
+    settings: Settings
+    say: Callable[[str], None]
+    tables: Sequence[BronzeTable]
+    bench: Workbench
+    instance: dg.DagsterInstance
+    definitions: dg.Definitions
+    ends: dict[str, list[LoadRecord | Exception]] = field(default_factory=dict)
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings, say: Callable[[str], None], tables: Sequence[BronzeTable]) -> Iterator[_Launch]:
+        """Everything made ready; the source's snapshot is let go at the end."""
+        if dt.datetime.now(dt.UTC).date() < settings.start_date:
+            raise SettingsError(
+                f"BRONZE_START_DATE={settings.start_date} lies in the future.", "set it to a day that has begun."
             )
-            if _interrupted(result):
-                raise KeyboardInterrupt
-    return [_outcome(table, ends.get(table.name)) for table in tables]
+        home = prepare_dagster_home(settings)
+        definitions = build_definitions(settings, tables)
+        with (
+            dg.DagsterInstance.from_config(str(home), _COMMAND_LINE) as instance,
+            Workbench.open(settings, say=say) as bench,
+        ):
+            yield cls(settings, say, tables, bench, instance, definitions)
+
+    def capture(self) -> None:
+        """Capture what has been committed, where the environment does so by itself."""
+        if self.settings.capture is not CaptureMode.BUILTIN:
+            return
+        for schema, members in captured(self.tables).items():
+            changes = capture_of(self.settings, members).drain()
+            if changes.started_anew:
+                self.say(f"The capture of {schema} begins with a new replication slot: {changes.started_anew}.")
+            elif rows := sum(changes.rows.values()):
+                self.say(f"Captured {rows:,} changes in {len(changes.rows)} tables of {schema}.")
+
+    def run(self, job_name: str, partition: str) -> None:
+        """Execute a job for a partition."""
+        job = self.definitions.resolve_job_def(job_name)
+        result = job.execute_in_process(
+            instance=self.instance,
+            partition_key=partition,
+            tags={TRIGGER_TAG: "cli", PROCESS_TAG: process_identity()},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            resources={"loader": Loader(self.bench, self._listen)},
+            raise_on_error=False,
+        )
+        if _interrupted(result):
+            raise KeyboardInterrupt
+
+    def load_files(self) -> None:
+        """Load the files of all tables in every partition for which some wait, and in the current one."""
+        now = self.bench.clock()
+        for job in file_jobs(self.tables, self.settings):
+            today = current_partition(job.cadence, now)
+            waiting = files_waiting(job.tables, self.settings, now)
+            if not {table.name for table in job.tables} <= set(self.ends):
+                waiting.setdefault(today, [])
+            for partition in sorted(waiting):
+                if self.settings.start_date.isoformat() <= partition <= today:
+                    self.run(job.name, partition)
+
+    def outcomes(self) -> list[LoadOutcome]:
+        """How the load of each table ended."""
+        return [_outcome(table, self.ends.get(table.name, [])) for table in self.tables]
+
+    def _listen(self, table: BronzeTable, end: LoadRecord | Exception) -> None:
+        self.ends.setdefault(table.name, []).append(end)
+        if isinstance(end, LoadRecord) and not end.batch_id:
+            return
+        text = safe_message(end) if isinstance(end, Exception) else _summary(end)
+        self.say(text if text.startswith(f"{table.name}: ") else f"{table.name}: {text}")
 
 
-def _outcome(table: BronzeTable, end: LoadRecord | Exception | None) -> LoadOutcome:
-    if isinstance(end, LoadRecord):
-        return LoadOutcome(table.name, end, failed_checks(table, end))
-    if end is None:
+def _outcome(table: BronzeTable, ends: Sequence[LoadRecord | Exception]) -> LoadOutcome:
+    if not ends:
         return LoadOutcome(table.name, error="the load did not start; Dagster's run log says why.")
-    failed = (SCHEMA,) if isinstance(end, SchemaMismatch) else ()
-    return LoadOutcome(table.name, failed_checks=failed, error=safe_message(end))
+    # The last try of the last partition: a try before it that failed was made good.
+    last = ends[-1]
+    if isinstance(last, LoadRecord):
+        done = {end.partition: end for end in ends if isinstance(end, LoadRecord)}
+        record = combine([record for record in done.values() if record is not last] + [last])
+        return LoadOutcome(table.name, record, failed_checks(table, record))
+    failed = (SCHEMA,) if isinstance(last, SchemaMismatch) else ()
+    return LoadOutcome(table.name, failed_checks=failed, error=safe_message(last))
 
 
 def _summary(record: LoadRecord) -> str:
-    counts = [f"read {record.read:,}", f"loaded {record.loaded:,}"]
+    counts = [str(FileScope(record.files))] if record.files else []
+    counts += [f"read {record.read:,}", f"loaded {record.loaded:,}"]
     for name in ("quarantined", "duplicates", "unchanged", "erased", "deleted"):
         if count := getattr(record, name):
             counts.append(f"{name} {count:,}")

@@ -104,6 +104,11 @@ def tick(
     return dg.SkipReason(" ".join(reasons) or "No new files.")
 
 
+def files_waiting(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime) -> dict[str, list[str]]:
+    """Partition → names of the tables for which files wait there."""
+    return {partition: list(by_table) for partition, by_table in _look(tables, settings, now).files.items()}
+
+
 def _look(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime) -> _Found:
     zone = LandingZone(settings.landing, settings.archive)
     lake = Lakehouse(settings.lake)
