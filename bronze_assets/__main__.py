@@ -1,8 +1,10 @@
-"""The command line: `python -m bronze_assets load` and `show`. Each calls what a Dagster job or a reader would call."""
+"""The command line: load, show, capture, accept-schema. Each calls what a Dagster job or a reader would call."""
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
+import getpass
 import logging
 import sys
 import time
@@ -12,11 +14,13 @@ from pyspark.sql import functions as F
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
-from bronze_assets.errors import LakeError
+from bronze_assets.errors import LakeError, SettingsError
+from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
-from bronze_assets.settings import Settings
+from bronze_assets.schema_versions import SchemaVersions
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import BronzeTable
-from bronze_assets.terminal import load_and_report, run_command
+from bronze_assets.terminal import load_and_report, run_command, say
 from bronze_assets.workbench import Workbench
 
 
@@ -24,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for an error, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m bronze_assets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("load", help="materialise the current partition of the ten tables, through Dagster")
+    commands.add_parser("load", help="capture and load what is outstanding of every table, through Dagster")
     show_parser = commands.add_parser("show", help="print rows of a table; protected personal data is masked")
     show_parser.add_argument("table", choices=[table.name for table in TABLES])
     show_parser.add_argument(
@@ -32,13 +36,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     show_parser.add_argument("--quarantine", action="store_true", help="the quarantine of the table")
     show_parser.add_argument("--limit", type=int, default=20, help="rows at most (default 20)")
+    capture_parser = commands.add_parser("capture", help="write the committed changes into the landing zone, once")
+    capture_parser.add_argument("--status", action="store_true", help="only say how the replication slot stands")
+    capture_parser.add_argument(
+        "--drop", action="store_true", help="remove the slot and the publication: for a capture that is given up"
+    )
+    accept_parser = commands.add_parser("accept-schema", help="show and accept the new columns that stopped a table")
+    accept_parser.add_argument("table", choices=[table.name for table in TABLES if table.feed is not None])
+    accept_parser.add_argument("columns", nargs="*", help="only these of them; all by default")
+    accept_parser.add_argument("--by", default=getpass.getuser(), help="who accepts, for the record (default: you)")
+    accept_parser.add_argument("--show", action="store_true", help="only show what is different")
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
     def command(settings: Settings) -> int:
         if options.command == "load":
             return load_all(settings)
+        if options.command == "capture":
+            return run_capture(settings, status=options.status, drop=options.drop)
         (table,) = (table for table in TABLES if table.name == options.table)
+        if options.command == "accept-schema":
+            return accept_schema(settings, table, options.columns, by=options.by, only_show=options.show)
         return show(settings, table, versions=options.versions, quarantine=options.quarantine, limit=options.limit)
 
     return run_command(command, interrupted="Interrupted. The next load finishes or takes back what was begun.")
@@ -50,6 +68,48 @@ def load_all(settings: Settings) -> int:
     settings.require_local()
     home.mark(settings.home)
     return load_and_report(settings, began=began)
+
+
+def run_capture(settings: Settings, *, status: bool, drop: bool) -> int:
+    """Capture once, or show or remove the captures; returns the exit code: 1 if a slot is lost or too far behind."""
+    from bronze_assets.orchestration.capture import MAX_LAG_BYTES, capture_of, captured
+
+    if settings.capture is not CaptureMode.BUILTIN:
+        raise SettingsError(
+            f"BRONZE_CAPTURE={settings.capture} captures nothing from here.", "set BRONZE_CAPTURE=builtin."
+        )
+    good = True
+    for schema, tables in captured(TABLES).items():
+        capture = capture_of(settings, tables)
+        if drop:
+            capture.drop()
+            say(f"{schema}: removed the replication slot {capture.slot} and its publication.")
+            continue
+        if not status:
+            drained = capture.drain()
+            why = f", from a new slot ({drained.started_anew})" if drained.started_anew else ""
+            say(f"{schema}: captured {sum(drained.rows.values()):,} changes in {len(drained.files)} files{why}.")
+        found = capture.status()
+        lag = "never confirmed" if found.lag_seconds is None else f"confirmed {found.lag_seconds:.0f} s ago"
+        there = "is lost: " + found.lost if found.lost else "is there" if found.present else "is not there yet"
+        say(
+            f"{schema}: slot {found.slot} {there}; {lag}; {found.lag_bytes / 2**20:.1f} MB behind,"
+            f" the server keeps {found.retained_bytes / 2**20:.1f} MB for it."
+        )
+        good = good and found.lost is None and found.retained_bytes < MAX_LAG_BYTES
+    return 0 if good else 1
+
+
+def accept_schema(settings: Settings, table: BronzeTable, names: Sequence[str], *, by: str, only_show: bool) -> int:
+    """Show the columns that wait to be accepted for a table, and accept them; returns the exit code."""
+    versions = SchemaVersions(Lakehouse(settings.lake), table, lambda: dt.datetime.now(dt.UTC))
+    for line in versions.difference():
+        say(line)
+    if only_show:
+        return 0
+    accepted = versions.accept(by, names)
+    say(f"{table.name}: {by} accepted {', '.join(accepted)}; the next load takes the waiting files.")
+    return 0
 
 
 def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: bool, limit: int) -> int:

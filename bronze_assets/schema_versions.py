@@ -95,6 +95,18 @@ class SchemaVersions:
         self._lake.append_rows(self._table.schema, SCHEMA_VERSIONS, _SCHEMA, [row])
         self._events.append(row)
 
+    def difference(self) -> list[str]:
+        """What the files have that the table has not, and what has joined before, a line each; for people."""
+        declared = ", ".join(f"{c.name} {c.type.simpleString()}" for c in self._table.columns)
+        lines = [f"{self._table.name}", f"    declared: {declared}"]
+        for event in self._events:
+            if event["event"] == "proposed":
+                continue
+            columns = ", ".join(f"{name} {kind}" for name, kind in json.loads(event["columns"]).items())
+            lines.append(f"  = {event['event']} {event['event_time']:%Y-%m-%d %H:%M} by {event['actor']}: {columns}")
+        lines += [f"  + waits to be accepted: {name} {kind.simpleString()}" for name, kind in self.proposed().items()]
+        return lines
+
     def accept(self, actor: str, names: Sequence[str] = ()) -> dict[str, T.DataType]:
         """Accept proposed columns, all of them unless some are named; the table is loaded again from then on.
 

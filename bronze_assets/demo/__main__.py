@@ -102,6 +102,8 @@ def ui(settings: Settings) -> int:
     # The child runs in the checkout, where a relative path would mean something else.
     os.environ["BRONZE_HOME"] = str(settings.home)
     os.environ["BRONZE_LAKE"] = str(settings.lake)
+    os.environ["BRONZE_LANDING"] = settings.landing
+    os.environ["BRONZE_ARCHIVE"] = settings.archive
     embedded = settings.embedded
     if embedded and not (settings.home / "postgres").is_dir():
         say("No source yet: `make demo` makes one with sample data, or set BRONZE_SOURCE_URL.")

@@ -10,7 +10,20 @@ _MARKER = ".bronze-home"
 _MARKER_TEXT = "Made by bronze_assets; `make clean` removes this folder.\n"
 # All that a home holds. A folder with anything else in it is not ours to remove, nor is one without the marker.
 _PARTS = frozenset(
-    {_MARKER, "lake", "landing", "archive", "postgres", "dagster", "jars", "java", "spark", "bench", "ui.json"}
+    {
+        _MARKER,
+        "lake",
+        "landing",
+        "archive",
+        "staging",
+        "postgres",
+        "dagster",
+        "jars",
+        "java",
+        "spark",
+        "bench",
+        "ui.json",
+    }
 )
 
 

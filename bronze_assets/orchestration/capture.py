@@ -13,7 +13,13 @@ from pydantic import Field
 
 from bronze_assets.capture import Capture, Drained, SlotStatus
 from bronze_assets.errors import BronzeError
-from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, as_dagster_wants, process_identity
+from bronze_assets.orchestration.assets import (
+    PROCESS_TAG,
+    RETRY_POLICY,
+    TRIGGER_TAG,
+    as_dagster_wants,
+    process_identity,
+)
 from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
 from bronze_assets.settings import CaptureMode, Environment, Settings, resolve_secret
 from bronze_assets.table import BronzeTable
@@ -205,7 +211,8 @@ def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
         filters = dg.RunsFilter(job_name=job_name(schema), statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} captures.")
-        return dg.RunRequest(tags={"bronze/trigger": "sensor"})
+        # Before the loads that wait: what is not captured keeps the source's log from being freed.
+        return dg.RunRequest(tags={TRIGGER_TAG: "sensor", "dagster/priority": "10"})
 
     return keep_alive
 
