@@ -27,8 +27,9 @@ from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
 from bronze_assets.lakehouse import spark_literal
 from bronze_assets.schema_versions import SchemaVersions
-from bronze_assets.settings import CaptureMode
+from bronze_assets.settings import CaptureMode, Discovery
 from bronze_assets.snapshot_load import is_past
+from bronze_assets.sources.autoloader import AUTO_LOADER, FILE_STREAM, discover
 from bronze_assets.sources.files import UNKNOWN, ClaimedFiles
 from bronze_assets.sources.inspection import Inspected, inspect
 from bronze_assets.sources.landing import LandedFile
@@ -174,7 +175,7 @@ class FileLoad:
         today = current_partition(self._table.cadence, now)
         if self._attempt.options.reload:
             return self._reloaded()
-        files = zone.files(self._feed)
+        files = self._found(today)
         if is_past(self._attempt):
             known = {state.archived_as for state in self._ledger.files.values()}
             files += [file for file in zone.archived(self._feed, partition) if file.location not in known]
@@ -186,6 +187,22 @@ class FileLoad:
             # A clock that goes ahead where the file was written must not hold it back for ever.
             and (file.modified <= settled or file.modified > now + dt.timedelta(minutes=1))
         ]
+
+    def _found(self, today: str) -> list[LandedFile]:
+        settings, zone = self._bench.settings, self._bench.zone
+        if settings.discovery is Discovery.LISTING:
+            return zone.files(self._feed)
+        discover(
+            self._bench.session,
+            self._ledger,
+            self._feed,
+            landing=settings.landing,
+            state=f"{settings.lake}/_discovery/{self._table.schema}/{self._table.name}",
+            today=today,
+            reader=AUTO_LOADER if settings.discovery is Discovery.AUTOLOADER else FILE_STREAM,
+        )
+        found = [zone.find(state.path, state.archived_as) for state in self._ledger.proposed()]
+        return [file for file in found if file is not None]
 
     def _reloaded(self) -> list[LandedFile]:
         """All files of the partition that the ledger knows, wherever they lie now."""
@@ -210,7 +227,7 @@ class FileLoad:
             before = self._ledger.files.get(one.file.path)
             if self._attempt.options.reload:
                 again.append(one)
-            elif before is None or not before.settled:
+            elif before is None or not (before.settled or before.event is FileEvent.CHANGED):
                 # A batch that was given up may have left rows of the file, if it was one of several attempts.
                 fresh.append(one)
             elif before.content_hash == one.content_hash:

@@ -36,6 +36,14 @@ class CaptureMode(enum.StrEnum):
     EXTERNAL = "external"
 
 
+class Discovery(enum.StrEnum):
+    """How loads find new files: by listing, by Spark's own file stream, or by Databricks Auto Loader."""
+
+    LISTING = "listing"
+    STREAM = "stream"
+    AUTOLOADER = "autoloader"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything a process needs to know, read once.
@@ -53,6 +61,8 @@ class Settings:
             Default `<home>/landing`.
         archive: `BRONZE_ARCHIVE`, where loaded files are moved to, on the same file system. Default: `archive` beside
             the landing zone.
+        discovery: `BRONZE_DISCOVERY`: how a load finds new files, `listing`, `stream` (Spark's file stream) or
+            `autoloader` (on Databricks only). Whatever finds them, the ledger decides. Default `listing`.
         start_date: `BRONZE_START_DATE`, the first partition (UTC). Default 2026-01-01.
         business_time_zone: `BRONZE_TIME_ZONE`, in which "today" is taken for business dates. Default UTC.
         read_connections: `BRONZE_READ_CONNECTIONS`, parallel JDBC reads of one large table. Default 2.
@@ -75,6 +85,7 @@ class Settings:
     landing: str
     archive: str
     capture: CaptureMode = CaptureMode.OFF
+    discovery: Discovery = Discovery.LISTING
     start_date: dt.date = dt.date(2026, 1, 1)
     business_time_zone: str = "UTC"
     read_connections: int = 2
@@ -118,6 +129,12 @@ class Settings:
         if mode not in list(CaptureMode):
             known = ", ".join(CaptureMode)
             raise SettingsError(f"BRONZE_CAPTURE={mode!r} is not a way to capture.", f"use one of {known}.")
+        discovery = environ.get("BRONZE_DISCOVERY") or Discovery.LISTING
+        if discovery not in list(Discovery):
+            known = ", ".join(Discovery)
+            raise SettingsError(f"BRONZE_DISCOVERY={discovery!r} is not a way to find files.", f"use one of {known}.")
+        if discovery == Discovery.AUTOLOADER and environment is Environment.LOCAL:
+            raise SettingsError("BRONZE_DISCOVERY=autoloader needs Databricks.", "use listing or stream here.")
         landing = _location(environ.get("BRONZE_LANDING") or str(home / "landing"))
         start = environ.get("BRONZE_START_DATE") or "2026-01-01"
         try:
@@ -137,6 +154,7 @@ class Settings:
             landing=landing,
             archive=_location(environ.get("BRONZE_ARCHIVE") or f"{landing.rpartition('/')[0]}/archive"),
             capture=CaptureMode(mode),
+            discovery=Discovery(discovery),
             start_date=start_date,
             business_time_zone=zone,
             read_connections=_positive(environ, "BRONZE_READ_CONNECTIONS", 2),

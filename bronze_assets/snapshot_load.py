@@ -40,7 +40,8 @@ class SnapshotLoad:
         """
         attempt = self._attempt
         if is_past(attempt):
-            return attempt.table.event_date is not None
+            # A late file is no reason to read that day of the source anew.
+            return attempt.table.event_date is not None and attempt.run.trigger != "sensor"
         state = capture.manifest(attempt.bench.settings.landing, attempt.table.schema)
         return snapshot_is_due(attempt.log, attempt.table, state)
 

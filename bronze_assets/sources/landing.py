@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +27,13 @@ from upath import UPath
 from bronze_assets.errors import LakeError
 from bronze_assets.table import Feed
 
+logger = logging.getLogger(__name__)
+
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _SAFE = re.compile(r"[A-Za-z0-9._=/-]+")
+_GLOB = re.compile(r"[*?\[\]{}\\]")
+_LONGEST_NAME = 255
 _CHUNK = 8 * 2**20
 
 
@@ -51,7 +59,7 @@ class LandedFile:
     def day(self) -> str | None:
         """The day folder it lies in: its day of arrival. None in a flat prefix."""
         folders = self.path.split("/")[:-1]
-        return folders[-1] if folders and _DAY.fullmatch(folders[-1]) else None
+        return folders[-1] if folders and _is_day(folders[-1]) else None
 
     @property
     def format(self) -> str:
@@ -114,12 +122,16 @@ class LandingZone:
                 for entry in entries:
                     if entry.name[0] in "._":
                         continue
+                    if not _is_text(entry.name):
+                        # Neither the ledger nor a table can hold such a name.
+                        logger.warning("%s/%r is left out: its name is not UTF-8", folder, os.fsencode(entry.name))
+                        continue
                     with contextlib.suppress(FileNotFoundError):
                         if entry.is_file():
                             state = entry.stat()
                             moment = dt.datetime.fromtimestamp(state.st_mtime, dt.UTC)
                             yield f"{folder}/{entry.name}", state.st_size, moment
-                        elif deeper and _DAY.fullmatch(entry.name):
+                        elif deeper and _is_day(entry.name):
                             yield from self._entries(f"{folder}/{entry.name}", archived, deeper=False)
             return
         # Kept listings would hide what has arrived since.
@@ -131,15 +143,24 @@ class LandingZone:
                     continue
                 if item["type"] == "file" and not item["name"].endswith("/"):
                     yield f"{folder}/{name}", int(item["size"]), _modified(item)
-                elif deeper and item["type"] == "directory" and _DAY.fullmatch(name):
+                elif deeper and item["type"] == "directory" and _is_day(name):
                     yield from self._entries(f"{folder}/{name}", archived, deeper=False)
 
     def find(self, path: str, archived_as: str | None) -> LandedFile | None:
         """A file by its name, in the landing zone or where it was archived to; None if it is gone."""
         places = [(path, False)] + ([(archived_as, True)] if archived_as else [])
         for location, archived in places:
-            with contextlib.suppress(FileNotFoundError):
-                item = self._fs.info(f"{self._roots[archived]}/{location}")
+            full = f"{self._roots[archived]}/{location}"
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if self._local:
+                    # As the listing does: of a link, what it leads to.
+                    state = Path(full).stat()
+                    if stat.S_ISREG(state.st_mode):
+                        moment = dt.datetime.fromtimestamp(state.st_mtime, dt.UTC)
+                        return LandedFile(path, state.st_size, moment, location, archived)
+                    continue
+                self._fs.invalidate_cache()
+                item = self._fs.info(full)
                 if item["type"] == "file":
                     return LandedFile(path, int(item["size"]), _modified(item), location, archived)
         return None
@@ -147,6 +168,9 @@ class LandingZone:
     @contextlib.contextmanager
     def open(self, file: LandedFile) -> Iterator[BinaryIO]:
         """The file's bytes."""
+        if not self._local:
+            # A kept listing would cut off what has been written since.
+            self._fs.invalidate_cache()
         with self._fs.open(self._full(file), "rb") as stream:
             yield cast(BinaryIO, stream)
 
@@ -158,8 +182,8 @@ class LandingZone:
                 digest.update(chunk)
         return digest.hexdigest()
 
-    def readable_by_spark(self, file: LandedFile, staging: Path, number: int) -> tuple[str, str]:
-        """The path under which Spark reads the file, and its last two parts.
+    def readable_by_spark(self, file: LandedFile, staging: Path, number: int) -> str:
+        """The path under which Spark reads the file.
 
         A file whose name Hadoop cannot take (`:`, glob characters, …), or that is not on this machine's file system, is
         copied to the staging folder first.
@@ -168,15 +192,12 @@ class LandingZone:
             staging: a folder of this batch.
             number: of the file within the batch.
         """
-        if self._local and _SAFE.fullmatch(file.location):
-            path = self._full(file)
-        else:
-            staging.mkdir(parents=True, exist_ok=True)
-            copied = staging / f"{number:06d}{_full_suffix(file.path)}"
-            with self.open(file) as stream, copied.open("wb") as target:
-                shutil.copyfileobj(stream, target, _CHUNK)
-            path = str(copied)
-        return path, "/".join(path.split("/")[-2:])
+        if self._local and _SAFE.fullmatch(file.location) and not _GLOB.search(self._roots[file.archived]):
+            return self._full(file)
+        copied = staged(staging, number, _full_suffix(file.path))
+        with self.open(file) as stream, copied.open("wb") as target:
+            shutil.copyfileobj(stream, target, _CHUNK)
+        return str(copied)
 
     def archive(self, file: LandedFile, day: str, content_hash: str) -> str:
         """Move a file to the archive's folder of its day of arrival; safe to repeat, also after a crash between copy
@@ -188,8 +209,9 @@ class LandingZone:
         parts = file.path.split("/")
         folders = parts[:-1] if file.day else [*parts[:-1], day]
         suffix = _full_suffix(parts[-1])
-        stem = parts[-1][: len(parts[-1]) - len(suffix)]
-        for name in (parts[-1], f"{stem}.{content_hash[:12]}{suffix}"):
+        ending = f".{content_hash[:12]}{suffix}"
+        stem = parts[-1][: len(parts[-1]) - len(suffix)].encode()[: _LONGEST_NAME - len(ending)]
+        for name in (parts[-1], stem.decode(errors="ignore") + ending):
             location = "/".join([*folders, name])
             there = LandedFile(file.path, 0, file.modified, location, archived=True)
             if not self._fs.exists(self._full(there)):
@@ -209,23 +231,56 @@ class LandingZone:
     def _move(self, source: str, target: str) -> None:
         if self._local:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
-            # A rename across file systems is a copy: its name is given when it is complete.
             try:
-                Path(source).replace(target)
-                return
+                if not Path(source).is_symlink():
+                    Path(source).replace(target)
+                    return
             except FileNotFoundError:
                 return
-            except OSError:
-                part = Path(target).with_name(f".{Path(target).name}.part")
-                shutil.copyfile(source, part)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            # Across file systems, and of a link, a copy: its name is given when it is complete.
+            with tempfile.TemporaryDirectory(dir=Path(target).parent, prefix=".") as folder:
+                part = Path(folder) / "part"
+                try:
+                    shutil.copy2(source, part)
+                except FileNotFoundError:
+                    return
                 part.replace(target)
         else:
-            self._fs.cp_file(source, target)
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.cp_file(source, target)
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(source)
 
     def _full(self, file: LandedFile) -> str:
         return f"{self._roots[file.archived]}/{file.location}"
+
+
+def suffixes(kind: str) -> list[str]:
+    """The suffixes that tell a format."""
+    return [suffix for suffix, known in FORMATS.items() if known == kind]
+
+
+def staged(staging: Path, number: int, suffix: str) -> Path:
+    """Where a copy of a batch's file goes for Spark to read."""
+    staging.mkdir(parents=True, exist_ok=True)
+    return staging / f"{number:06d}{suffix}"
+
+
+def _is_day(name: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(_DAY.fullmatch(name) and dt.date.fromisoformat(name))
+    return False
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _suffix(path: str) -> str:

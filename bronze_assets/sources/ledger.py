@@ -27,11 +27,13 @@ class FileEvent(enum.StrEnum):
 
     `seen`: found for the first time; fixes the day of arrival in a flat prefix. `claimed`: belongs to a batch that is
     being loaded. `loaded`: its rows are in the lake. `quarantined`: it could not be read, and the quarantine says why.
-    `failed`: its batch was given up; it is tried again. `ignored`: changed after it was loaded, and the table's policy
+    `changed`: found with another size or time after it had been settled. `failed`: its batch was given up; it is tried
+    again. `ignored`: changed after it was loaded, and the table's policy
     is to leave that. `archived`: moved to the archive. `deleted`: removed by the table's policy.
     """
 
     SEEN = "seen"
+    CHANGED = "changed"
     CLAIMED = "claimed"
     LOADED = "loaded"
     QUARANTINED = "quarantined"
@@ -44,6 +46,7 @@ class FileEvent(enum.StrEnum):
 _SETTLED = frozenset(
     {FileEvent.LOADED, FileEvent.QUARANTINED, FileEvent.IGNORED, FileEvent.ARCHIVED, FileEvent.DELETED}
 )
+_OPEN = frozenset({FileEvent.SEEN, FileEvent.CHANGED, FileEvent.FAILED})
 _TIME = pa.timestamp("us", tz="UTC")
 _SCHEMA = pa.schema(
     [
@@ -152,9 +155,14 @@ class Ledger:
         for file in files:
             state = self.files.get(file.path)
             again = state is not None and state.settled and not file.archived and not state.is_of(file)
-            if again or state is None or state.event in (FileEvent.SEEN, FileEvent.FAILED):
+            if again or state is None or state.event in _OPEN:
                 found.append(file)
         return found
+
+    def proposed(self) -> list[FileState]:
+        """Files that wait to be claimed, as far as the ledger knows, by path."""
+        found = [state for state in self.files.values() if state.event in _OPEN]
+        return sorted(found, key=lambda state: state.path)
 
     def record(self, states: Sequence[FileState], event: FileEvent, **changes: Any) -> None:
         """Append one event for each of the files.
