@@ -40,6 +40,22 @@ BY_NAME = {table.name: table for table in TABLES}
 ORDERS = BY_NAME["bz_orders"]
 ORDERS_KEY = dg.AssetKey(["inventory_bronze", "bz_orders"])
 
+SOURCES = {
+    "bz_products": "postgres/tests/products",
+    "bz_suppliers": "postgres/tests/suppliers",
+    "bz_warehouses": "postgres/tests/warehouses",
+    "bz_inventory": "postgres/tests/inventory",
+    "bz_orders": "postgres/tests/orders",
+    "bz_order_details": "postgres/tests/order_details",
+    "bz_shipments": "postgres/tests/shipments",
+    "bz_returns": "postgres/tests/returns",
+    "bz_stock_levels": "postgres/tests/stock_levels",
+    "bz_customers": "postgres/tests/customers",
+    "bz_sensor_data": "landing/raw/sensor_data",
+    "bz_equipment_logs": "landing/raw/equipment_logs",
+    "bz_quality_metrics": "landing/raw/quality_metrics",
+}
+
 Answer = Callable[[BronzeTable, str, Options], LoadRecord]
 
 
@@ -56,7 +72,7 @@ class FakeLoader(Loader):
         return self.answer(table, partition, options)
 
 
-def a_record(table: BronzeTable, partition: str, options: Options = Options(), **changes: Any) -> LoadRecord:  # noqa: B008
+def a_record(table: BronzeTable, partition: str, options: Options = Options(), **changes: Any) -> LoadRecord:
     """A load of 100 rows, of which 2 are quarantined; nothing is wrong with it."""
     started = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
     record = LoadRecord(
@@ -169,18 +185,16 @@ class TestGraph:
         graph = build_definitions(settings, TABLES).resolve_asset_graph()
         for table in TABLES:
             node = graph.get(assets_module.asset_key(table))
-            assert {key.to_user_string() for key in node.parent_keys} == {
-                f"postgres/{table.source.lower()}".replace(".", "/")
-            }
+            assert {key.to_user_string() for key in node.parent_keys} == {SOURCES[table.name]}
             assert {key.to_user_string() for key in node.child_keys} == {
-                f"inventory_bronze/{table.quarantine_name}",
-                "inventory_bronze/bz_audit_log",
+                f"{table.schema}/{table.quarantine_name}",
+                f"{table.schema}/bz_audit_log",
             }
-            assert node.group_name == "inventory"
+            assert f"{node.group_name}_bronze" == table.schema
             assert node.owners == list(table.owners)
             assert node.is_materializable
             assert not any(graph.get(key).is_materializable for key in {*node.parent_keys, *node.child_keys})
-        assert len(graph.materializable_asset_keys) == 10
+        assert len(graph.materializable_asset_keys) == 13
 
     def test_partitions_are_utc_and_include_the_one_in_progress(self, settings: Settings) -> None:
         for table in TABLES:
@@ -229,6 +243,7 @@ class TestGraph:
             ("bz_orders", dt.timedelta(minutes=30), dt.timedelta(minutes=60)),
             ("bz_stock_levels", dt.timedelta(minutes=90), dt.timedelta(hours=3)),
             ("bz_warehouses", dt.timedelta(hours=26), dt.timedelta(hours=50)),
+            ("bz_sensor_data", dt.timedelta(minutes=15), dt.timedelta(minutes=60)),
         ],
     )
     def test_freshness_is_the_kpi_tables(
@@ -334,11 +349,34 @@ class TestOnePartition:
             nulls={"a": 1},
             rules={"b": RuleCount(1)},
             bytes_day_ago=1,
+            has_files=True,
+            files=3,
+            files_quarantined=1,
+            latency_p50=1.5,
+            latency_p95=2.5,
+            latency_max=3.5,
+            backlog_files=4,
+            backlog_seconds=7.5,
         )
         said = assets_module.record_metadata(record)
         elsewhere = {"table", "schema", "partition", "dry_run", "rules", "nulls", "table_rows", "partition_rows"}
-        assert {name for name in vars(record) if name not in elsewhere} <= set(said)
+        renamed = {name: f"{name}_seconds" for name in ("latency_p50", "latency_p95", "latency_max")}
+        assert {renamed.get(name, name) for name in vars(record)} - elsewhere - {"has_files"} <= set(said)
+        told = {name: said[name] for name in said if re.match(r"files|latency|backlog", name)}
+        assert told == {
+            "files": 3,
+            "files_quarantined": 1,
+            "latency_p50_seconds": 1.5,
+            "latency_p95_seconds": 2.5,
+            "latency_max_seconds": 3.5,
+            "backlog_files": 4,
+            "backlog_seconds": 7.5,
+        }
         assert {"dagster/row_count", "dagster/partition_row_count", "nulls/a", "broken/b"} <= set(said)
+
+    def test_a_table_that_takes_no_files_says_nothing_of_them(self) -> None:
+        said = assets_module.record_metadata(a_record(BY_NAME["bz_warehouses"], TODAY))
+        assert not [name for name in said if re.match(r"files|latency|backlog", name)]
 
     def test_checks_carry_counts_shares_and_examples(self, settings: Settings, instance: dg.DagsterInstance) -> None:
         def answer(table: BronzeTable, partition: str, options: Options) -> LoadRecord:

@@ -67,7 +67,7 @@ def fake_loads(monkeypatch: pytest.MonkeyPatch, answer: Callable[[BronzeTable, s
         partition: str,
         bench: Workbench,
         run: Run,
-        options: Options = Options(),  # noqa: B008
+        options: Options = Options(),
     ) -> LoadRecord:
         return answer(table, partition, bench)
 
@@ -143,12 +143,16 @@ class TestLoadCurrent:
         outcomes = load_current(settings, said.append)
         assert [outcome.table for outcome in outcomes] == [table.name for table in TABLES]
         assert all(outcome.record and not outcome.error and not outcome.failed_checks for outcome in outcomes)
-        assert len(benches) == 10
+        assert len(benches) == 13
         assert len({id(bench) for bench in benches}) == 1
         assert "bz_orders: read 1,000, loaded 1,000, 0.0 s" in said
         with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
             runs = instance.get_runs()
-            assert {run.job_name for run in runs} == {"initial_load", "initial_load_hourly"}
+            assert sorted(run.job_name for run in runs) == [
+                "initial_load",
+                "initial_load_hourly",
+                "load_manufacturing_bronze_files",
+            ]
             for run in runs:
                 assert run.status is dg.DagsterRunStatus.SUCCESS
                 assert run.tags["bronze/trigger"] == "cli"
@@ -357,7 +361,8 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
     with dagster_dev(tmp_path, workspace) as dagster:
         nodes = {"/".join(node["assetKey"]["path"]): node for node in dagster.ask(NODES)["assetNodes"]}
         assert {name for name, node in nodes.items() if node["isExecutable"]} == {
-            f"inventory_bronze/{table.name}" for table in TABLES
+            *(f"{table.schema}/{table.name}" for table in TABLES),
+            "landing/inventory_bronze",
         }
         orders = nodes["inventory_bronze/bz_orders"]
         assert orders["pools"] == ["load_bz_orders"]

@@ -34,7 +34,7 @@ def test_a_line_per_table_and_a_total_that_adds_up() -> None:
     assert lines[5].split() == ["total", "1,010", "994", "7", "3", "6", "1", "98.9", "ok", "1.8"]
     assert "1,010 read = 994 loaded + 7 quarantined + 3 duplicates + 6 unchanged + 0 erased" in text
     assert "1 row is gone from the source" in text
-    assert f"{LAKE}/inventory_bronze" in text
+    assert f"The tables   {LAKE}" in text
     assert "make ui" in text
 
 
@@ -98,3 +98,54 @@ def test_what_comes_next_is_said_for_the_state_in_force() -> None:
 
     assert "BRONZE_HOME=/there make ui" in text
     assert "BRONZE_HOME=/there make clean" in text
+
+
+def test_what_files_brought_has_a_line_per_table_and_the_others_have_none() -> None:
+    text = render(
+        [
+            loaded("bz_warehouses", read=5, loaded=5),
+            loaded(
+                "bz_sensor_data",
+                files=12,
+                files_quarantined=2,
+                read=2_400,
+                loaded=2_300,
+                quarantined=100,
+                backlog_files=3,
+                latency_p50=1.24,
+                latency_p95=61.0,
+                latency_max=3_600.0,
+            ),
+        ],
+        arrived=[loaded("bz_orders", files=1, read=10, loaded=9, deleted=1), loaded("bz_products")],
+        lake=LAKE,
+    )
+
+    lines = text.splitlines()
+    (heading,) = [number for number, line in enumerate(lines) if line.startswith("from files")]
+    assert re.sub(" +", " ", lines[heading + 2]) == "bz_sensor_data 12 2 2,400 2,300 0 100 3 1.2 61.0 3600.0"
+    assert re.sub(" +", " ", lines[heading + 3]) == "bz_orders 1 0 10 9 1 0 0 - - -"
+    assert set(lines[heading + 4]) == {"-"}, "no line for a table without files"
+    assert len({len(line) for line in lines[heading : heading + 5]}) == 1
+
+
+def test_without_files_nothing_is_said_about_them() -> None:
+    assert "files" not in render([loaded("bz_orders", read=10, unchanged=10)], lake=LAKE)
+
+
+def test_checks_and_failures_of_what_arrived_later_are_told_too_and_each_once() -> None:
+    text = render(
+        [loaded("bz_orders", "null_share", read=10, loaded=10)],
+        arrived=[loaded("bz_orders", "null_share", "backlog", files=1), LoadOutcome("bz_customers", error="no disk")],
+        lake=LAKE,
+    )
+
+    assert re.search(r"bz_orders +null_share, backlog$", text, re.MULTILINE)
+    assert "bz_customers: no disk" in text
+    assert "Nothing changed" not in text
+
+
+def test_files_that_brought_changes_are_not_nothing() -> None:
+    same = loaded("bz_orders", read=10, unchanged=10)
+
+    assert "Nothing changed" not in render([same], arrived=[loaded("bz_orders", files=1, read=1, loaded=1)], lake=LAKE)

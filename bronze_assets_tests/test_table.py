@@ -7,7 +7,7 @@ import pandera.pyspark as pa
 import pyspark.sql.types as T
 import pytest
 
-from bronze_assets.catalog import TABLES, manufacturing
+from bronze_assets.catalog import TABLES, inventory, manufacturing
 from bronze_assets.errors import DeclarationError
 from bronze_assets.table import METADATA_COLUMNS, BronzeTable, Cadence, Impact, Layout, Pii, column
 
@@ -103,11 +103,11 @@ EXPECTED: dict[str, dict[str, Any]] = {
 }
 
 
-def test_there_are_the_ten_tables_of_the_design_and_no_others() -> None:
-    assert [table.name for table in TABLES] == list(EXPECTED)
+def test_there_are_the_ten_tables_of_the_design_the_three_feeds_of_the_issue_and_no_others() -> None:
+    assert [table.name for table in TABLES] == [*EXPECTED, *FEEDS]
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", inventory.TABLES, ids=lambda table: table.name)
 def test_each_table_is_what_the_design_says(table: BronzeTable) -> None:
     expected = EXPECTED[table.name]
     (key, *_) = expected["columns"]
@@ -125,7 +125,7 @@ def test_each_table_is_what_the_design_says(table: BronzeTable) -> None:
     assert table.quarantine_name == f"{table.name}_quarantine"
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", inventory.TABLES, ids=lambda table: table.name)
 def test_each_tables_rules_are_those_of_the_design(table: BronzeTable) -> None:
     expected = EXPECTED[table.name]
     (key, *others) = expected["columns"]
@@ -208,8 +208,15 @@ def test_the_manufacturing_tables_are_those_of_the_issue() -> None:
     assert found == FEEDS
 
 
+def test_the_streaming_tables_are_loaded_from_captured_changes_and_the_batch_tables_from_no_files() -> None:
+    feeds = {table.name: table.feed for table in inventory.TABLES}
+    assert {name for name, feed in feeds.items() if feed is None} == {"bz_warehouses", "bz_stock_levels"}
+    for name, feed in feeds.items():
+        assert feed is None or (feed.captured and feed.path == f"inventory_bronze/{name}")
+
+
 def test_a_column_says_everywhere_what_it_holds() -> None:
-    for table in (*TABLES, *manufacturing.TABLES):
+    for table in TABLES:
         assert table.description
         assert all(c.description.endswith(".") for c in table.columns), table.name
 

@@ -13,7 +13,19 @@ _COUNTS = ("read", "loaded", "quarantined", "duplicates", "unchanged", "deleted"
 _HEADINGS = ("table", *_COUNTS, "score", "checks", "seconds")
 
 
-_FILE_HEADINGS = ("files", "files", "bad", "read", "loaded", "deleted", "quarantined", "waiting", "p50", "p95", "max")
+_FILE_HEADINGS = (
+    "from files",
+    "files",
+    "bad",
+    "read",
+    "loaded",
+    "deleted",
+    "quarantined",
+    "waiting",
+    "p50",
+    "p95",
+    "max",
+)
 
 
 def render(
@@ -66,6 +78,7 @@ def render(
         and not failed
         and total["unchanged"] + total["erased"] + total["quarantined"] + total["duplicates"] == total["read"]
         and not total["deleted"]
+        and not any(o.record.loaded or o.record.deleted for o in arrived if o.record is not None)
     ):
         text.append(paint("Nothing changed: every row that can be loaded is in its table already.", _GREEN))
     text += _files([*outcomes, *arrived], paint)

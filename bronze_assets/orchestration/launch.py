@@ -182,7 +182,7 @@ class _Launch:
 
     def load_files(self) -> None:
         """Load the files of all tables in every partition for which some wait, and in the current one."""
-        now = self.bench.clock()
+        now = self.bench.moment()
         for job in file_jobs(self.tables, self.settings):
             today = current_partition(job.cadence, now)
             waiting = files_waiting(job.tables, self.settings, now)
