@@ -144,6 +144,9 @@ class Capture:
             role must own it for, instead of refusing it.
         round_bytes: write-ahead log that is written into one set of files.
 
+    Attributes:
+        publication, slot: their names.
+
     Raises:
         SettingsError: the URL is malformed; the message does not show it.
         DeclarationError: the tables are not captured tables of one schema.
@@ -207,7 +210,7 @@ class Capture:
         """
         with contextlib.closing(self._connect()) as source:
             state, slot, end = self._files.manifest(), source.slot(), source.written()
-            lost = self._lost(source, state, slot, end)
+            lost = self._lost(source, state, slot, end, source.published())
         confirmed_at = state.confirmed_at if state is not None else None
         return SlotStatus(
             slot=self.slot,
@@ -251,15 +254,15 @@ class Capture:
     def _resumed(self, source: ChangeSource, publication: Publication) -> tuple[str | None, _State]:
         """The state to go on from, and the reason if it is a new one."""
         state, slot = self._files.manifest(), source.slot()
-        lost = self._lost(source, state, slot, source.written())
-        if lost is None and state is not None and state.publication != publication.oid:
-            lost = "the publication was made anew: changes may have been missed"
+        lost = self._lost(source, state, slot, source.written(), publication.oid)
         if lost is not None or state is None:
             lost = lost or "there is no manifest"
             return lost, self._begin_anew(source, publication, lost)
         return None, state
 
-    def _lost(self, source: ChangeSource, state: _State | None, slot: Slot | None, end: int) -> str | None:
+    def _lost(
+        self, source: ChangeSource, state: _State | None, slot: Slot | None, end: int, publication: int | None
+    ) -> str | None:
         if state is None:
             return "nothing was captured before" if slot is None else "there is a slot without a manifest"
         if slot is None:
@@ -270,6 +273,8 @@ class Capture:
             return "the source is another server, or another timeline of it"
         if slot.confirmed > state.watermark:
             return f"the slot {self.slot} was moved by somebody else"
+        if state.publication != publication:
+            return "the publication was dropped or made anew: changes may have been missed"
         if end < state.watermark:
             return "the source was set back to an earlier state"
         if end - slot.confirmed > self._max_lag_bytes:
@@ -312,10 +317,12 @@ class Capture:
         files: dict[str, None] = {}
         rows: dict[str, int] = {}
         domains = source.domains()
+        round_bytes = self._round_bytes
         while True:
+            before_round = set(files)
             intent = self._files.intent()
             if intent is None or (intent.begin, intent.epoch) != (state.watermark, state.epoch):
-                up_to = min(max(end, state.watermark), state.watermark + self._round_bytes)
+                up_to = min(max(end, state.watermark), state.watermark + round_bytes)
                 intent = _Intent(state.watermark, up_to, now.date().isoformat(), state.epoch)
             if intent.up_to > state.watermark:
                 self._files.write_intent(intent)
@@ -327,6 +334,9 @@ class Capture:
             self._files.write_manifest(state)
             source.advance(state.watermark)
             self._files.forget_intent()
+            # Each round decodes from the beginning of the oldest transaction that is open: with ever longer rounds, a
+            # very long one takes a time that grows with its length alone.
+            round_bytes = round_bytes * 2 if files.keys() == before_round else self._round_bytes
             if last:
                 return Drained(before.watermark, state.watermark, tuple(files), rows, now, started_anew, incomplete)
 
@@ -335,8 +345,9 @@ class Capture:
     ) -> Iterator[tuple[str, str, int]]:
         """Write and publish the files of a range: table, path and lines of each."""
         writer = _Lines(self._tables, domains, intent.epoch)
-        with self._files.spool() as spool:
-            for position, message in source.peek(intent.up_to):
+        with self._files.spool() as spool, contextlib.ExitStack() as stack:
+            messages = stack.enter_context(contextlib.closing(source.peek(intent.up_to)))
+            for position, message in messages:
                 if isinstance(message, pgoutput.Begin):
                     if message.commit_lsn >= intent.up_to:
                         break
@@ -687,7 +698,8 @@ class _Files:
                 target = self._local / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 complete.replace(target)
-                _sync_folder(target.parent)
+                for folder in target.parents[:3]:
+                    _sync_folder(folder)
             else:
                 remote = self._place / path
                 remote.fs.put_file(str(complete), remote.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -265,6 +265,11 @@ class ChangeSource:
             alter = f"alter publication {name} set table {relations}"
             self._run(alter, fix=f"let the publication's owner run: {alter}")
 
+    def published(self) -> int | None:
+        """Oid of the publication; None if there is none."""
+        found = self._ask("select oid from pg_publication where pubname = %s", (self._publication,))
+        return int(found[0][0]) if found else None
+
     def drop_publication(self) -> None:
         """Drop the publication, if it is there and no slot of another capture may need it."""
         others = self._ask(
@@ -318,7 +323,7 @@ class ChangeSource:
         """Let the server forget the changes before this position."""
         self._run("select pg_replication_slot_advance(%s, %s::pg_lsn)", (self._slot, lsn_text(lsn)))
 
-    def peek(self, up_to: int) -> Iterator[tuple[int, Message]]:
+    def peek(self, up_to: int) -> Generator[tuple[int, Message]]:
         """Messages from the slot's position on, each with its own position, in the order of commits.
 
         Ends with the transaction that reaches `up_to`; its commit may start at or after it. The server keeps what is
