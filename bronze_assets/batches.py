@@ -114,6 +114,7 @@ class BatchLog:
         self._table = table
         self._clock = clock
         self.batches: list[Batch] = []
+        self._by_id: dict[str, Batch] = {}
         # The log grows by four events a load, and the records are nearly all of it.
         recent = (clock() - _RECORDS_OF).isoformat()
         wanted = f"partition_key = {sql_literal(partition)} or event_time > to_timestamp({sql_literal(recent)})"
@@ -164,7 +165,7 @@ class BatchLog:
 
     def begin(self, batch_id: str, partition: str, run_id: str, scope: Scope | FileScope, source_epoch: str) -> Batch:
         """Record that an attempt at a batch begins, before its first write."""
-        before = next((b for b in self.batches if b.id == batch_id), None)
+        before = self._by_id.get(batch_id)
         self._append(
             batch_id=batch_id,
             partition_key=partition,
@@ -177,7 +178,7 @@ class BatchLog:
             epoch=self.epoch(source_epoch),
             source_epoch=source_epoch,
         )
-        return next(b for b in self.batches if b.id == batch_id)
+        return self._by_id[batch_id]
 
     def note(self, batch: Batch, event: str, *, run_id: str, record: LoadRecord | None = None) -> None:
         """Record that the batch has come one step further."""
@@ -210,7 +211,7 @@ class BatchLog:
 
     def _apply(self, row: dict[str, Any]) -> None:
         self._last = row["event_time"]
-        batch = next((b for b in self.batches if b.id == row["batch_id"]), None)
+        batch = self._by_id.get(row["batch_id"])
         if row["event"] == "begun":
             if batch is not None:
                 self.batches.remove(batch)
@@ -227,6 +228,7 @@ class BatchLog:
                 started=row["event_time"],
             )
             self.batches.append(batch)
+            self._by_id[batch.id] = batch
         assert batch is not None, f"event {row['event']} of {row['batch_id']} without a begin"
         if row["attempt"] < batch.attempt:
             # Of a process that was paused, and woke up when another had taken over its batch.
@@ -289,6 +291,19 @@ def lease(lake: Lakehouse, table: BronzeTable, run_id: str, seconds: int) -> Ite
         stop.set()
         thread.join()
         put(released=True, expected=token)
+
+
+def holder(lake: Lakehouse, table: BronzeTable, seconds: int, now: dt.datetime) -> str | None:
+    """The run that holds the table; None if nobody does who is alive.
+
+    Args:
+        seconds: silence after which a load on another machine counts as dead.
+    """
+    for row in lake.rows(table.schema, LEASES, where=f"table_name = {sql_literal(table.name)}"):
+        here = row["host"] == socket.gethostname()
+        if not _dead(row) and (here or now - row["beat_time"] < dt.timedelta(seconds=seconds)):
+            return str(row["run_id"])
+    return None
 
 
 def _wait_until_still(lake: Lakehouse, table: BronzeTable, holder: dict[str, Any], seconds: int) -> None:

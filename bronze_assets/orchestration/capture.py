@@ -27,6 +27,9 @@ from bronze_assets.table import BronzeTable
 MAX_LAG_BYTES = 2**30
 MAX_LAG_SECONDS = 900.0
 _REPORT_SECONDS = 60.0
+_SHORTEST_PAUSE = dt.timedelta(seconds=30)
+_LONGEST_PAUSE = dt.timedelta(minutes=10)
+_MOST_FAILURES = 10
 
 
 class CaptureConfig(dg.Config):
@@ -138,7 +141,6 @@ def _go_on(
     context: dg.AssetExecutionContext, config: CaptureConfig, capture: Capture, key: dg.AssetKey
 ) -> Iterator[Any]:
     began = told = time.monotonic()
-    total: Counter[str] = Counter()
     since: Counter[str] = Counter()
     reasons: list[str] = []
     failures = 0
@@ -158,7 +160,6 @@ def _go_on(
         if drained.started_anew:
             reasons.append(drained.started_anew)
             context.log.warning(f"A new replication slot was made: {drained.started_anew}")
-        total.update(drained.rows)
         since.update(drained.rows)
         now = time.monotonic()
         if now - began + config.every > config.seconds:
@@ -172,7 +173,7 @@ def _go_on(
     lag = status.lag_seconds or 0.0
     yield dg.MaterializeResult(
         asset_key=key,
-        metadata={**_rows(total), **slot_metadata(status)},
+        metadata={**_rows(since), **slot_metadata(status)},
         check_results=[
             dg.AssetCheckResult(
                 check_name="slot_went_on",
@@ -211,10 +212,32 @@ def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
         filters = dg.RunsFilter(job_name=job_name(schema), statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} captures.")
+        failed, again = _next_try(context.instance, job_name(schema))
+        if again > dt.datetime.now(dt.UTC):
+            return dg.SkipReason(f"Run {failed} failed at once; the next is started at {again:%F %T} UTC.")
         # Before the loads that wait: what is not captured keeps the source's log from being freed.
         return dg.RunRequest(tags={TRIGGER_TAG: "sensor", "dagster/priority": "10"})
 
     return keep_alive
+
+
+def _next_try(instance: dg.DagsterInstance, name: str) -> tuple[str, dt.datetime]:
+    """The latest run, and from when on another may be started: at once, unless several failed soon after they began.
+
+    A source that is away for hours costs one run every `_LONGEST_PAUSE`, and not four a minute.
+    """
+    pause, latest = dt.timedelta(), None
+    for record in instance.get_run_records(filters=dg.RunsFilter(job_name=name), limit=_MOST_FAILURES):
+        seconds = (record.end_time or 0.0) - (record.start_time or record.end_time or 0.0)
+        if record.dagster_run.status is not dg.DagsterRunStatus.FAILURE or seconds > _REPORT_SECONDS:
+            break
+        # The first is made good at once: a process was killed, or the server was being started.
+        pause = min(pause * 2, _LONGEST_PAUSE) if pause else _SHORTEST_PAUSE if latest else pause
+        latest = latest or record
+    if latest is None:
+        return "", dt.datetime.min.replace(tzinfo=dt.UTC)
+    ended = dt.datetime.fromtimestamp(latest.end_time or 0.0, dt.UTC)
+    return latest.dagster_run.run_id, ended + pause
 
 
 def is_alive(confirmed_at: dt.datetime | None, now: dt.datetime) -> bool:

@@ -1,7 +1,7 @@
 """File arrival: a sensor per schema asks for runs of the partitions that have new files. It starts no JVM.
 
-The ledger says what is new. A sensor keeps two things in its cursor: which files it asked for last, and when it last
-told Dagster that a quiet table is up to date.
+The ledger says what is new. The cursor keeps, per captured table, when Dagster was last told that the table is up to
+date, and the beginning of the capture that its snapshot is known to meet.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
 
 from bronze_assets import capture
-from bronze_assets.batches import BatchLog
+from bronze_assets.batches import BatchLog, holder
 from bronze_assets.errors import BronzeError, StaleBase
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG, asset_key, partitions
@@ -23,17 +24,18 @@ from bronze_assets.orchestration.capture import is_alive
 from bronze_assets.orchestration.jobs import LoadJob
 from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
 from bronze_assets.schema_versions import SchemaVersions
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.snapshot_load import snapshot_is_due
 from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.sources.ledger import MAX_ATTEMPTS, FileEvent, FileState, Ledger
-from bronze_assets.table import BronzeTable
+from bronze_assets.table import BronzeTable, Feed, Loaded
 from bronze_assets.workbench import current_partition
 
 MOST_PARTITIONS = 5
 """Partitions that one tick asks for."""
 MOST_SIGHTINGS = 10_000
 """Files of flat prefixes whose first sighting one tick records."""
+MOST_REASONS = 5
 RETRY = dt.timedelta(minutes=5)
 """After which files are asked for again that a run did not load."""
 RENEWAL = dt.timedelta(minutes=10)
@@ -41,11 +43,44 @@ RENEWAL = dt.timedelta(minutes=10)
 
 
 @dataclass
-class _Found:
-    """What one look at the landing zone found: partition → table → its files."""
+class _Cursor:
+    """What a sensor remembers from one tick to the next.
 
-    files: dict[str, dict[str, list[tuple[LandedFile, int]]]] = field(default_factory=dict)
+    Attributes:
+        renewed: captured table → when it was last told, or asked, to be up to date.
+        met: captured table → the beginning of the capture (see `_beginning`) that its snapshot meets.
+    """
+
+    renewed: dict[str, str] = field(default_factory=dict)
+    met: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str | None) -> _Cursor:
+        stored: dict[str, Any] = json.loads(text) if text else {}
+        return cls(dict(stored.get("renewed") or {}), dict(stored.get("met") or {}))
+
+    def write(self) -> str:
+        return json.dumps({"renewed": self.renewed, "met": self.met})
+
+
+@dataclass
+class _Found:
+    """What one look at the landing zone found.
+
+    Attributes:
+        files: partition → table → what waits there, one line for each file.
+        behind: names of the tables that are not up to date, whether or not a run would help.
+        manifests: schema → how its capture stood before the landing zone was listed.
+    """
+
+    files: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    behind: set[str] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
+    manifests: dict[str, capture.Manifest | None] = field(default_factory=dict)
+
+    def ask(self, table: BronzeTable, partition: str, what: str) -> None:
+        self.behind.add(table.name)
+        self.files.setdefault(partition, {}).setdefault(table.name, []).append(what)
 
 
 def file_sensor(job: LoadJob, settings: Settings) -> dg.SensorDefinition:
@@ -65,7 +100,7 @@ def file_sensor(job: LoadJob, settings: Settings) -> dg.SensorDefinition:
     )
     def files_arrived(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            return tick(job, settings, context.instance, context.cursor, dt.datetime.now(dt.UTC))
+            return tick(job, settings, context.instance, context.cursor, dt.datetime.now(dt.UTC), context.log.info)
         except BronzeError as error:
             return dg.SkipReason(str(error))
 
@@ -73,83 +108,135 @@ def file_sensor(job: LoadJob, settings: Settings) -> dg.SensorDefinition:
 
 
 def tick(
-    job: LoadJob, settings: Settings, instance: dg.DagsterInstance, cursor: str | None, now: dt.datetime
-) -> dg.SensorResult | dg.SkipReason:
-    """One look: what to run, what to tell, and why not."""
+    job: LoadJob,
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    cursor: str | None,
+    now: dt.datetime,
+    say: Callable[[str], None] = lambda _: None,
+) -> dg.SensorResult:
+    """One look: what to run, what to tell, and why not.
+
+    Args:
+        say: takes what keeps files waiting, when there is something to run or to tell beside it.
+    """
     close_dead_runs(instance)
-    found = _look(job.tables, settings, now)
-    state: dict[str, str] = json.loads(cursor) if cursor else {}
+    memory = _Cursor.read(cursor)
+    found = _look(job.tables, settings, now, memory)
     busy = {
         run.tags.get("dagster/partition"): run.run_id
         for run in instance.get_runs(filters=dg.RunsFilter(job_name=job.name, statuses=UNFINISHED))
     }
     requests: list[dg.RunRequest] = []
-    reasons = list(found.reasons)
+    reasons = found.reasons
     first = partitions(job.cadence, settings).get_first_partition_key() or ""
     for partition, by_table in sorted(found.files.items()):
-        count = sum(len(files) for files in by_table.values())
+        waiting = _files(sum(len(files) for files in by_table.values()))
         if partition < first:
-            reasons.append(f"{count} files of {partition} lie before the first partition, {first}.")
+            reasons.append(f"{partition} lies before the first partition, {first}; it holds {waiting}.")
         elif partition > current_partition(job.cadence, now):
-            reasons.append(f"{count} files of {partition} lie in the future.")
+            reasons.append(f"{partition} lies in the future; it holds {waiting}.")
         elif partition in busy:
-            reasons.append(f"Run {busy[partition]} is loading {partition}; {count} files wait.")
+            reasons.append(f"Run {busy[partition]} is loading {partition}; waiting: {waiting}.")
         elif len(requests) < MOST_PARTITIONS:
             requests.append(_request(job, partition, by_table, now))
-    if requests:
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
-    events, renewed = _renewals(job, settings, state, now, reasons) if not found.files else ([], state)
-    if events:
-        return dg.SensorResult(asset_events=events, cursor=json.dumps(renewed))
-    return dg.SkipReason(" ".join(reasons) or "No new files.")
+            memory.renewed |= dict.fromkeys(by_table, now.isoformat())
+        else:
+            reasons.append(f"{partition} waits for a later tick, with {waiting}.")
+    events = _renewals(job, settings, found, memory, now)
+    if len(reasons) > MOST_REASONS:
+        reasons[MOST_REASONS:] = [f"And {len(reasons) - MOST_REASONS} more."]
+    if requests or events:
+        for reason in reasons:
+            say(reason)
+        return dg.SensorResult(run_requests=requests, asset_events=events, cursor=memory.write())
+    return dg.SensorResult(skip_reason=" ".join(reasons) or "No new files.", cursor=memory.write())
 
 
 def files_waiting(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime) -> dict[str, list[str]]:
     """Partition → names of the tables for which files wait there."""
-    return {partition: list(by_table) for partition, by_table in _look(tables, settings, now).files.items()}
+    return {partition: list(by_table) for partition, by_table in _look(tables, settings, now, _Cursor()).files.items()}
 
 
-def _look(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime) -> _Found:
+def _look(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, memory: _Cursor) -> _Found:
     zone = LandingZone(settings.landing, settings.archive)
     lake = Lakehouse(settings.lake)
     found = _Found()
-    states = {schema: capture.manifest(settings.landing, schema) for schema in {table.schema for table in tables}}
+    # Before the listing: what a manifest confirms is then in the files that are listed.
+    for schema in {table.schema for table in tables}:
+        builtin = settings.capture is CaptureMode.BUILTIN
+        found.manifests[schema] = capture.manifest(settings.landing, schema) if builtin else None
     for table in tables:
         feed = table.feed
         assert feed is not None
         today = current_partition(table.cadence, now)
-        state = states[table.schema]
-        # Where the capture has just begun, or had to begin anew, a snapshot comes first.
-        log = BatchLog(lake, table, lambda: now, today) if state is not None and feed.captured else None
-        if log is not None and snapshot_is_due(log, table, state):
-            found.files.setdefault(today, {}).setdefault(table.name, [])
         files = zone.files(feed)
         ledger = Ledger(lake, table, lambda: now)
         waiting = ledger.outstanding(files)
-        if not waiting:
+        left = [state for state in ledger.files.values() if _is_left_over(state, feed)]
+        beginning = _snapshot_due(table, lake, found.manifests[table.schema], memory, now)
+        if not (waiting or left or beginning):
             continue
+        found.behind.add(table.name)
+        _remember(ledger, [file for file in waiting if file.day is None], today)
+        at_work = holder(lake, table, settings.lease_seconds, now)
+        if at_work is not None:
+            found.reasons.append(f"Run {at_work} is loading {table.name}; waiting: {_files(len(waiting))}.")
+            continue
+        if beginning:
+            # Where the capture has just begun, or had to begin anew, a snapshot comes first.
+            found.ask(table, today, beginning)
+        for state in left:
+            found.ask(table, state.partition, f"{state.path} {state.event} {state.batch_id} {state.attempt}")
         proposed = SchemaVersions(lake, table, lambda: now).proposed()
-        if proposed:
+        if waiting and proposed:
             found.reasons.append(
                 f"{table.name} waits until somebody accepts {', '.join(map(repr, proposed))},"
-                f" and {len(waiting)} files with it."
+                f" and with it {_files(len(waiting))}."
             )
             continue
-        _remember(ledger, [file for file in waiting if file.day is None], today)
-        settled = now - dt.timedelta(seconds=feed.settle_seconds)
         for file in waiting:
             before = ledger.files.get(file.path)
             attempt = before.attempt if before is not None else 0
             if before is not None and before.event is FileEvent.FAILED and attempt >= MAX_ATTEMPTS:
                 found.reasons.append(f"{file.path!r} failed {attempt} times; load its partition by hand.")
-            elif file.modified > settled:
+            elif not _is_settled(file, feed, now):
                 found.reasons.append(f"{file.path!r} is younger than {feed.settle_seconds} s.")
             else:
                 partition = ledger.partition_of(file, today)
-                found.files.setdefault(partition, {}).setdefault(table.name, []).append((file, attempt))
-    if len(found.reasons) > 5:
-        found.reasons = [*found.reasons[:5], f"And {len(found.reasons) - 5} more."]
+                found.ask(table, partition, f"{file.path} {file.size} {file.modified} {attempt}")
     return found
+
+
+def _is_settled(file: LandedFile, feed: Feed, now: dt.datetime) -> bool:
+    # As the load sees it: a clock that goes ahead where the file was written must not hold it back for ever.
+    settled = now - dt.timedelta(seconds=feed.settle_seconds)
+    return file.modified <= settled or file.modified > now + dt.timedelta(minutes=1)
+
+
+def _is_left_over(state: FileState, feed: Feed) -> bool:
+    """Whether a load that was killed left something to do with a file: it asks for a run by itself, or a table without
+    new files would never finish it.
+    """
+    return state.event is FileEvent.CLAIMED or (state.event is FileEvent.LOADED and feed.loaded is Loaded.ARCHIVE)
+
+
+def _snapshot_due(
+    table: BronzeTable, lake: Lakehouse, state: capture.Manifest | None, memory: _Cursor, now: dt.datetime
+) -> str | None:
+    """The beginning of the capture that the table lacks a snapshot for; None if it lacks none."""
+    if state is None or table.feed is None or not table.feed.captured:
+        return None
+    beginning = f"{state.source_epoch} {state.tables.get(table.name, 0):X}"
+    # A snapshot that meets the capture goes on meeting it. The batch log grows with every load, and is not read for it.
+    if memory.met.get(table.name) == beginning and lake.exists(table.schema, table.name):
+        return None
+    log = BatchLog(lake, table, lambda: now, current_partition(table.cadence, now))
+    if snapshot_is_due(log, table, state):
+        memory.met.pop(table.name, None)
+        return beginning
+    memory.met[table.name] = beginning
+    return None
 
 
 def _remember(ledger: Ledger, files: Sequence[LandedFile], today: str) -> None:
@@ -159,19 +246,21 @@ def _remember(ledger: Ledger, files: Sequence[LandedFile], today: str) -> None:
     try:
         ledger.record(states, FileEvent.SEEN)
     except StaleBase:
-        # A load is at work in this table's ledger, and claims them itself.
+        # Another sensor has just done so.
         return
 
 
-def _request(
-    job: LoadJob, partition: str, by_table: dict[str, list[tuple[LandedFile, int]]], now: dt.datetime
-) -> dg.RunRequest:
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
+
+
+def _request(job: LoadJob, partition: str, by_table: dict[str, list[str]], now: dt.datetime) -> dg.RunRequest:
     # A key that has launched a run never launches another. What a run did not load is asked for again some time later.
     period = int(now.timestamp() // RETRY.total_seconds())
-    digest = hashlib.sha256(f"{partition} {period}".encode())
+    digest = hashlib.sha256(f"{partition} {period}\n".encode())
     for name, files in sorted(by_table.items()):
-        for file, attempt in files:
-            digest.update(f"{name} {file.path} {file.size} {file.modified} {attempt}\n".encode())
+        for file in files:
+            digest.update(f"{name} {file}\n".encode())
     return dg.RunRequest(
         run_key=f"{partition}-{digest.hexdigest()[:24]}",
         partition_key=partition,
@@ -181,35 +270,33 @@ def _request(
 
 
 def _renewals(
-    job: LoadJob, settings: Settings, state: dict[str, str], now: dt.datetime, reasons: list[str]
-) -> tuple[list[dg.AssetMaterialization], dict[str, str]]:
+    job: LoadJob, settings: Settings, found: _Found, memory: _Cursor, now: dt.datetime
+) -> list[dg.AssetMaterialization]:
     """For captured tables without changes: that they are up to date, if the capture is alive and says so."""
     captured = [table for table in job.tables if table.feed is not None and table.feed.captured]
-    if not captured:
-        return [], state
-    manifest = capture.manifest(settings.landing, captured[0].schema)
+    # Nobody tells a quiet source from a dead connector where the files come from elsewhere.
+    if not captured or settings.capture is not CaptureMode.BUILTIN:
+        return []
+    manifest = found.manifests[captured[0].schema]
     confirmed = manifest.confirmed_at if manifest is not None else None
-    if not is_alive(confirmed, now):
-        since = "never" if confirmed is None else f"last at {confirmed:%Y-%m-%d %H:%M:%S} UTC"
-        reasons.append(f"The capture is not alive: it confirmed its position {since}.")
-        return [], state
-    last = state.get("renewed")
-    if last is not None and now - dt.datetime.fromisoformat(last) < RENEWAL:
-        reasons.append("No new files; the capture is alive.")
-        return [], state
-    events = [
-        dg.AssetMaterialization(
-            asset_key(table),
-            partition=current_partition(table.cadence, now),
-            description="Nothing new: the capture is alive, and every change up to this moment has been loaded.",
-            metadata={"rows": 0, "confirmed_at": dg.MetadataValue.timestamp(confirmed or now)},
+    if confirmed is None or not is_alive(confirmed, now):
+        told = "it has never confirmed its position" if confirmed is None else f"last heard of {confirmed:%F %T} UTC"
+        found.reasons.append(f"The capture is not alive: {told}.")
+        return []
+    events = []
+    for table in captured:
+        last = memory.renewed.get(table.name)
+        if table.name in found.behind or (last is not None and now - dt.datetime.fromisoformat(last) < RENEWAL):
+            continue
+        memory.renewed[table.name] = now.isoformat()
+        events.append(
+            dg.AssetMaterialization(
+                asset_key(table),
+                partition=current_partition(table.cadence, now),
+                description="Nothing new: the capture is alive, and every change up to this moment has been loaded.",
+                metadata={"rows": 0, "confirmed_at": dg.MetadataValue.timestamp(confirmed)},
+            )
         )
-        for table in captured
-        if _has_snapshot(table, settings)
-    ]
-    return events, {**state, "renewed": now.isoformat()}
-
-
-def _has_snapshot(table: BronzeTable, settings: Settings) -> bool:
-    # A table that was never loaded is not up to date, however quiet its source is.
-    return Lakehouse(settings.lake).exists(table.schema, table.name)
+    if not events and not found.files:
+        found.reasons.append("No new files; the capture is alive.")
+    return events

@@ -171,18 +171,22 @@ class Ledger:
             changes: fields of `FileState` that are the same for all of them.
 
         Raises:
-            StaleBase: another process has written to this table's ledger since it was read.
+            StaleBase: another process has written to this table's ledger since it was read; of first sightings, another
+                process has recorded some.
         """
         if not states:
             return
         now = self._clock()
+        # A first sighting, which a sensor may record while a load is at work, stands below everything that a load says
+        # of the file, and fences no load.
+        seen = event is FileEvent.SEEN
         rows = []
         for offset, before in enumerate(states):
             state = replace(before, event=event, **changes)
             row = {name: getattr(state, name) for name in _SCHEMA.names if hasattr(state, name)}
             row |= {
                 "table_name": self._table.name,
-                "number": self._number + 1 + offset,
+                "number": 0 if seen else self._number + 1 + offset,
                 "event": event.value,
                 "event_time": now,
                 "partition_key": state.partition,
@@ -194,8 +198,8 @@ class Ledger:
             LEDGER,
             _SCHEMA,
             rows,
-            writer=self._table.name,
-            number=rows[-1]["number"],
+            writer=f"{self._table.name}/seen" if seen else self._table.name,
+            number=(self._version or 0) + 1 if seen else rows[-1]["number"],
             base=self._version,
             partition_by="table_name",
         )
