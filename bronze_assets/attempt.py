@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from bronze_assets import audit
+from bronze_assets import audit, engine
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import ConservationError
@@ -63,6 +63,7 @@ class Attempt:
         base: int,
         position: str,
         replace_where: str | None,
+        input_bytes: int,
         complete: Callable[[LoadRecord], LoadRecord | None] = lambda record: record,
         more_quarantine: DataFrame | None = None,
     ) -> LoadRecord | None:
@@ -73,6 +74,7 @@ class Attempt:
             base: the version of the table that `versions` is of.
             position: of the batch, where its rows have none of their own.
             replace_where: SQL condition for the rows in whose place the batch's come; None appends.
+            input_bytes: about how much is read.
             complete: completes the record before it is noted; None if the batch is to be done again.
             more_quarantine: quarantine rows that are no rows read.
 
@@ -80,30 +82,31 @@ class Attempt:
             The record; None if the batch is to be done again.
         """
         table, lake, batch_id = self.table, self.bench.lake, batch.id
-        judged = frames.judged()
-        counted, observation = frames.counted(frames.outcomes(judged, versions))
-        version = lake.append(
-            frames.versions(counted, batch_id, position, started),
-            table,
-            batch_id,
-            base=base,
-            replace_where=replace_where,
-            new_columns=bool(frames.extra),
-        )
-        counts = observation.get
-        record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
-        completed = complete(record)
-        if completed is None:
-            return None
-        record = self.measured(replace(completed, resumed=batch.attempt > 1, delta_version=version))
-        self.stage(batch, "main", record, record.loaded + record.deleted)
-        bad = None
-        if record.quarantined:
-            bad = frames.quarantine(judged, counts, batch_id, position, started)
-        if more_quarantine is not None:
-            bad = more_quarantine if bad is None else bad.unionByName(more_quarantine)
-        if bad is not None:
-            self.quarantine(batch, bad, record)
+        with engine.sized(self.bench.session, input_bytes):
+            judged = frames.judged()
+            counted, observation = frames.counted(frames.outcomes(judged, versions))
+            version = lake.append(
+                frames.versions(counted, batch_id, position, started),
+                table,
+                batch_id,
+                base=base,
+                replace_where=replace_where,
+                new_columns=bool(frames.extra),
+            )
+            counts = observation.get
+            record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
+            completed = complete(record)
+            if completed is None:
+                return None
+            record = self.measured(replace(completed, resumed=batch.attempt > 1, delta_version=version))
+            self.stage(batch, "main", record, record.loaded + record.deleted)
+            bad = None
+            if record.quarantined:
+                bad = frames.quarantine(judged, counts, batch_id, position, started)
+            if more_quarantine is not None:
+                bad = more_quarantine if bad is None else bad.unionByName(more_quarantine)
+            if bad is not None:
+                self.quarantine(batch, bad, record)
         return record
 
     def quarantine(self, batch: Batch, bad: DataFrame, record: LoadRecord) -> None:

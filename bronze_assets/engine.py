@@ -175,6 +175,34 @@ def ensure_jars(settings: Settings, say: Say) -> list[Path]:
     return [folder / jar.file_name for jar in JARS]
 
 
+SMALL_BYTES = 4 * 2**20
+"""Input up to which compiling code for a query takes longer than interpreting it."""
+_INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+
+
+@contextlib.contextmanager
+def sized(session: SparkSession, size: int) -> Iterator[None]:
+    """Run what the block does in the way that is fastest for so many bytes of input.
+
+    For small input Spark interprets its expressions: each batch's code is new, with its own moments and names in it,
+    and would be compiled for a few hundred rows.
+    """
+    if size > SMALL_BYTES:
+        yield
+        return
+    before = {name: session.conf.get(name, None) for name in _INTERPRETED}
+    for name, value in _INTERPRETED.items():
+        session.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                session.conf.unset(name)
+            else:
+                session.conf.set(name, old)
+
+
 def start_session(settings: Settings, say: Say = lambda _: None) -> SparkSession:
     """A Spark session with Delta and the PostgreSQL driver, in a JVM of this process; the active one if there is one.
 
@@ -361,6 +389,8 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.sql.session.timeZone": "UTC",
         # Spark's default, INT96, is twice as wide and has no statistics.
         "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+        # Else each call of an API function asks the JVM four more things, for the call site in error messages.
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
         # Local tables are small and cores are few: the defaults run 50 tasks in each Delta commit, 10,000 in a vacuum.
         "spark.sql.shuffle.partitions": "2",
         "spark.databricks.delta.snapshotPartitions": "2",

@@ -23,6 +23,8 @@ from bronze_assets.workbench import Options, current_partition
 
 logger = logging.getLogger(__name__)
 
+_ROW_BYTES = 40
+
 
 class SnapshotLoad:
     """The snapshot batches of one attempt."""
@@ -102,6 +104,8 @@ class SnapshotLoad:
             base=size.version,
             position=position,
             replace_where=own if replaces else None,
+            # A row of these tables is some 40 bytes; what it is compared with comes to it.
+            input_bytes=source.estimated_rows * _ROW_BYTES + size.bytes,
         )
         assert record is not None
         return attempt.finish(batch, record)

@@ -104,6 +104,14 @@ def settings(home: Path, jars: Path, request: pytest.FixtureRequest) -> Settings
     return own
 
 
+@pytest.fixture(scope="session", autouse=True)
+def as_for_much_data() -> Iterator[None]:
+    """Tests have little data, and are to run through the code that much of it runs through."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "SMALL_BYTES", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def spark(session_settings: Settings, jars: Path) -> Iterator[SparkSession]:
     """The one Spark session of the test run."""

@@ -90,7 +90,7 @@ def file_sensor(job: LoadJob, settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{schema}_files_sensor",
         job_name=job.name,
-        minimum_interval_seconds=10,
+        minimum_interval_seconds=5,
         description=f"Asks for a load when files of {schema} have arrived.",
         default_status=(
             dg.DefaultSensorStatus.RUNNING
