@@ -18,6 +18,7 @@ import pyarrow as pa
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.quality import KEY_UNIQUE, rules
+from bronze_assets.sources.scope import FileScope
 from bronze_assets.table import BronzeTable, Impact
 
 MAX_NULL_SHARE = 0.05
@@ -28,6 +29,8 @@ MAX_PROCESSING_SECONDS = 3600.0
 MAX_BACKLOG_SECONDS = 3600.0
 FILE_BYTES = (128 * 2**20, 2**30)
 MAX_STORAGE_GROWTH = 0.20
+
+_FILES = re.compile(r"(, )?[\d,]+ files?( again)?$")
 
 Severity = Literal["WARN", "ERROR"]
 
@@ -163,7 +166,9 @@ class LoadOutcome:
 
 
 def combine(records: Sequence[LoadRecord]) -> LoadRecord:
-    """The records of one partition's batches (key ranges of a first load) as one: counts added, the last's state."""
+    """The records of one partition's batches (key ranges of a first load, files) as one: counts added, the last's
+    state.
+    """
     total = records[0]
     for record in records[1:]:
         rules_ = dict(total.rules)
@@ -173,7 +178,7 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
         names = {**total.nulls, **record.nulls}
         total = replace(
             record,
-            scope="full" if record.scope != total.scope else record.scope,
+            scope=_both(total, record),
             started=total.started,
             rules=rules_,
             nulls={name: total.nulls.get(name, 0) + record.nulls.get(name, 0) for name in names},
@@ -202,6 +207,15 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
             },
         )
     return total
+
+
+def _both(total: LoadRecord, record: LoadRecord) -> str:
+    """What both read: `full` for key ranges, and the files of both counted."""
+    snapshots = {_FILES.sub("", part.scope) for part in (total, record)} - {""}
+    scopes = ["full" if len(snapshots) > 1 else scope for scope in sorted(snapshots)[:1]]
+    if any(_FILES.search(part.scope) for part in (total, record)):
+        scopes.append(str(FileScope(total.files + record.files)))
+    return ", ".join(scopes)
 
 
 def _worse(one: float | None, other: float | None) -> float | None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from bronze_assets.audit import Check, LoadRecord, RuleCount, Verdict, checks, combine, verdicts
 from bronze_assets.catalog import TABLES
 
-ORDERS, CUSTOMERS, SUPPLIERS, INVENTORY, PRODUCTS = (
-    next(table for table in TABLES if table.name == name)
-    for name in ("bz_orders", "bz_customers", "bz_suppliers", "bz_inventory", "bz_products")
+ORDERS, CUSTOMERS, SUPPLIERS, INVENTORY, PRODUCTS, WAREHOUSES, SENSORS = (
+    next(table for table in TABLES if table.name == f"bz_{name}")
+    for name in ("orders", "customers", "suppliers", "inventory", "products", "warehouses", "sensor_data")
 )
 START = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 
@@ -111,6 +111,10 @@ def test_severities_are_those_of_the_design_and_only_the_contract_blocks() -> No
         "error_rate": "ERROR",
         "processing_time": "ERROR",
         "storage_growth": "WARN",
+        "unreadable_files": "WARN",
+        "schema_evolution": "WARN",
+        "backlog": "ERROR",
+        "file_size": "WARN",
     }
     for table in TABLES:
         assert [check.name for check in checks(table) if check.blocking] == ["schema"]
@@ -148,6 +152,46 @@ def test_new_columns_are_told_and_fail_nothing() -> None:
     assert found.details == {"new_columns": ["colour", "size"], "left_out_until_classified": ["size"]}
 
 
+MEGABYTE = 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "passed"),
+    [
+        ("unreadable_files", {"files": 3}, True),
+        ("unreadable_files", {"files": 3, "files_quarantined": 1}, False),
+        ("schema_evolution", {}, True),
+        ("schema_evolution", {"new_columns": ("colour",)}, False),
+        # A file that waits for more than an hour is critical.
+        ("backlog", {"backlog_files": 0, "backlog_seconds": None}, True),
+        ("backlog", {"backlog_files": 1, "backlog_seconds": 3_600.0}, True),
+        ("backlog", {"backlog_files": 1, "backlog_seconds": 3_600.1}, False),
+        # Delta files of 128 MB to 1 GB on average; a table that is smaller than one such file has none.
+        ("file_size", {"table_bytes": 127 * MEGABYTE, "table_files": 50}, True),
+        ("file_size", {"table_bytes": 500 * MEGABYTE, "table_files": 4}, False),
+        ("file_size", {"table_bytes": 512 * MEGABYTE, "table_files": 4}, True),
+        ("file_size", {"table_bytes": 4_096 * MEGABYTE, "table_files": 4}, True),
+        ("file_size", {"table_bytes": 4_097 * MEGABYTE, "table_files": 4}, False),
+        ("file_size", {"table_bytes": 0, "table_files": 0}, True),
+    ],
+)
+def test_the_thresholds_of_feeds_are_those_of_the_issue(name: str, facts: dict[str, Any], passed: bool) -> None:
+    assert verdict(name, **facts).passed is passed
+
+
+@pytest.mark.parametrize(("quarantined", "passed"), [(50, True), (51, False)])
+def test_a_feed_of_files_may_have_five_bad_rows_in_a_hundred(quarantined: int, passed: bool) -> None:
+    record = a_record(table="bz_sensor_data", loaded=1000 - quarantined, quarantined=quarantined)
+    (found,) = [v for v in verdicts(SENSORS, record) if v.name == "error_rate"]
+    assert (found.passed, found.severity) == (passed, "ERROR")
+
+
+def test_a_table_that_takes_no_files_has_no_checks_of_files() -> None:
+    of_files = {"unreadable_files", "schema_evolution", "backlog", "file_size"}
+    assert not of_files & {check.name for check in checks(WAREHOUSES)}
+    assert of_files <= {check.name for check in checks(ORDERS)} & {check.name for check in checks(SENSORS)}
+
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 _whole = st.integers(0, 2**63)
@@ -158,6 +202,7 @@ _BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "int": _whole,
     "bool": st.booleans(),
     "int | None": st.none() | _whole,
+    "float | None": st.none() | st.floats(min_value=0, allow_infinity=False),
     "dt.datetime": _moments,
     "tuple[str, ...]": st.lists(_words, max_size=3).map(tuple),
     "dict[str, int]": st.dictionaries(_words, _whole, max_size=3),
@@ -222,6 +267,28 @@ def test_records_of_key_ranges_add_up_to_one() -> None:
     assert (total.partition_rows, total.table_rows, total.batch_id) == (27, 27, "2026-01-31/2")
     assert total.scope == "full"
     assert total.resumed
+
+
+def test_the_scope_of_several_batches_says_what_all_of_them_read() -> None:
+    def scope(*parts: tuple[str, int]) -> str:
+        return combine([a_record(scope=name, files=files) for name, files in parts]).scope
+
+    assert scope(("order_id < 5", 0), ("5 <= order_id", 0)) == "full"
+    assert scope(("1 file", 1), ("1 file", 1)) == "2 files"
+    assert scope(("1,000 files", 1_000), ("1,000 files", 1_000), ("7 files", 7)) == "2,007 files"
+    assert scope(("full", 0), ("3 files", 3)) == "full, 3 files"
+    assert scope(("full", 0), ("1,000 files", 1_000), ("1 file", 1)) == "full, 1,001 files"
+    assert scope(("order_date = 2026-01-31", 0), ("2 files again", 2)) == "order_date = 2026-01-31, 2 files"
+
+
+def test_latencies_of_several_batches_are_the_worse_ones() -> None:
+    one = a_record(files=1, latency_p50=1.0, latency_p95=9.0, latency_max=10.0)
+    other = a_record(files=2, files_quarantined=1, latency_p50=2.0, latency_p95=3.0, latency_max=4.0)
+
+    total = combine([one, other, a_record()])
+
+    assert (total.latency_p50, total.latency_p95, total.latency_max) == (2.0, 9.0, 10.0)
+    assert (total.files, total.files_quarantined) == (3, 1)
 
 
 def test_one_record_alone_stays_as_it_is() -> None:
