@@ -56,7 +56,7 @@ class FileFrames(Frames):
             today=today,
             extra=() if table.has_personal_data else list(extra),
         )
-        self._files = files
+        self.files = files
         self._types = {name: extra[name] for name in self.extra}
         self._versions = versions
         self._redelivered = redelivered
@@ -67,7 +67,14 @@ class FileFrames(Frames):
     def judged(self) -> DataFrame:
         """The rows of all files with broken rules, score and hash; a captured deletion has no `READ`."""
         frame = self._read().where(~F.col(OPERATION).eqNullSafe("t"))
-        if any(file.unchanged for file in self._files.files):
+        if self._feed.captured:
+            # A deletion stands outside the rules: whatever values it brings along, the key is gone.
+            keys = {*self._keys, *map(raw_column, self._keys)}
+            names = [c.name for c in self._table.columns] + list(self.extra)
+            values = [n for name in names for n in (name, raw_column(name)) if n in frame.columns and n not in keys]
+            deletes = F.col(OPERATION).eqNullSafe("d")
+            frame = frame.withColumns({name: F.when(~deletes, F.col(name)) for name in values})
+        if any(file.unchanged for file in self.files.files):
             frame = self._carried(frame)
         judged = self._judge(frame)
         deletion = F.col(OPERATION).eqNullSafe("d") & ~F.col(quality.QUARANTINED)
@@ -75,10 +82,7 @@ class FileFrames(Frames):
 
     def outcomes(self, judged: DataFrame, _versions: DataFrame | None) -> DataFrame:
         """The judged rows with their outcome, and a row `deleted` for each key that a TRUNCATE removed."""
-        per = [*self._keys]
-        if self._feed.captured or self._feed.event_time is not None:
-            per.append(POSITION)
-        ranked = Window.partitionBy(*per).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
+        ranked = Window.partitionBy(*self._keys, POSITION).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
         judged = judged.withColumn("__rank", F.row_number().over(ranked))
         duplicate = F.col("__rank") > 1
         if self._redelivered and self._versions is not None:
@@ -97,7 +101,7 @@ class FileFrames(Frames):
             .when(F.col(READ).isNull(), OUTCOMES["deleted"])
             .otherwise(OUTCOMES["loaded"]),
         )
-        if any(file.truncates for file in self._files.files):
+        if any(file.truncates for file in self.files.files):
             return self._with_truncated(found)
         return found
 
@@ -145,14 +149,14 @@ class FileFrames(Frames):
             super().record(counts, partition, batch_id, started, ended, last if isinstance(last, str) else position),
             new_columns=tuple(new),
             left_out=tuple(new) if self._table.has_personal_data else (),
-            files=len(self._files.files),
+            files=len(self.files.files),
             latency_p50=ages[0],
             latency_p95=ages[1],
             latency_max=ages[2],
         )
 
     def _read(self) -> DataFrame:
-        return self._files.read(self._session, self._table, self._types)
+        return self.files.read(self._session, self._table, self._types)
 
     def _carried(self, frame: DataFrame) -> DataFrame:
         """Values that a change leaves as they were, from the version before it."""
@@ -202,7 +206,8 @@ class FileFrames(Frames):
                 self._versions.select(*self._keys, F.col("source_position").alias(POSITION), status)
             )
         for event in sorted(events.collect(), key=lambda row: str(row[POSITION])):
-            before = live.where(F.col(POSITION) < event[POSITION])
+            # A TRUNCATE that is there twice has its keys deleted at that position already.
+            before = live.where(F.col(POSITION) <= event[POSITION])
             gone = (
                 before.groupBy(*self._keys)
                 .agg(F.max_by("__live", POSITION).alias("__live"))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
+from urllib.parse import unquote
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -21,16 +23,16 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from bronze_assets.attempt import Attempt
-from bronze_assets.audit import LoadRecord
+from bronze_assets.audit import LoadRecord, combine
 from bronze_assets.batches import Batch
-from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
+from bronze_assets.errors import LakeError, LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
 from bronze_assets.lakehouse import spark_literal
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Discovery
 from bronze_assets.snapshot_load import is_past
 from bronze_assets.sources.autoloader import AUTO_LOADER, FILE_STREAM, discover
-from bronze_assets.sources.files import UNKNOWN, ClaimedFiles
+from bronze_assets.sources.files import UNKNOWN, ClaimedFiles, UnreadableFiles
 from bronze_assets.sources.inspection import Inspected, inspect
 from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
@@ -68,37 +70,48 @@ class FileLoad:
 
     def load(self, _again: Batch | None) -> Iterator[LoadRecord]:
         """Load the files that are outstanding in the partition, at most `max_files` in a batch; then archive."""
+        # What an interrupted load has moved but not recorded would look like new files in the archive.
+        self.archive()
         waiting = self._outstanding()
         while waiting:
             chosen = waiting[: self._feed.max_files]
             waiting = waiting[self._feed.max_files :]
-            inspected = [one for one in inspect(self._bench.zone, self._table, chosen) if not one.moving]
-            fresh, again = self._sorted_out(inspected)
-            for files, replaces in ((fresh, False), (again, True)):
-                rest = files
-                while rest:
-                    epoch = rest[0].epoch
-                    batch = list(takewhile(lambda one, epoch=epoch: one.epoch == epoch, rest))  # type: ignore[misc]
-                    rest = rest[len(batch) :]
-                    yield self._batch(batch, replaces)
+            found = self._sorted_out(inspect(self._bench.zone, self._table, chosen))
+            for event, states in found.noted.items():
+                self._ledger.record(states, event)
+            for files, replaces in found.batches():
+                yield self._batch(files, replaces)
         self.archive()
 
     def dry_run(self) -> LoadRecord:
         """What a load would do now; nothing is written."""
+        batch_id = self._attempt.log.next_id(self._attempt.partition)
+        records = [self._empty(batch_id, ())]
+        waiting = self._outstanding()
+        for start in range(0, len(waiting), self._feed.max_files):
+            chosen = waiting[start : start + self._feed.max_files]
+            found = self._sorted_out(inspect(self._bench.zone, self._table, chosen))
+            records += [self._counted(batch_id, files, replaces) for files, replaces in found.batches()]
+        return combine(records)
+
+    def _counted(self, batch_id: str, files: Sequence[Inspected], replaces: bool) -> LoadRecord:
+        """What a batch of these files would count."""
         attempt, lake = self._attempt, self._bench.lake
-        files = inspect(self._bench.zone, self._table, self._outstanding()[: self._feed.max_files])
-        readable = [one for one in files if one.problem is None and not one.moving]
-        batch_id = attempt.log.next_id(attempt.partition)
+        readable = [one for one in files if one.problem is None]
         record = self._empty(batch_id, files)
         if not readable:
             return record
+        extra = self._extra()
         size = lake.size(self._table.schema, self._table.name) if self._exists() else None
-        versions = attempt.versions(size.rows, size.version, without="false") if size else None
-        frames = self._frames(batch_id, readable, self._extra(), versions)
-        counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
-        counted.write.format("noop").mode("overwrite").save()
-        done = frames.record(observation.get, attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
-        shutil.rmtree(self._staging(batch_id), ignore_errors=True)
+        others = _of_files(files) if replaces else "false"
+        versions = attempt.versions(size.rows, size.version, without=others) if size else None
+        try:
+            frames = self._frames(batch_id, readable, extra, versions)
+            counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
+            counted.write.format("noop").mode("overwrite").save()
+            done = frames.record(observation.get, attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
+        finally:
+            shutil.rmtree(self._staging(batch_id), ignore_errors=True)
         return replace(done, files=record.files, files_quarantined=record.files_quarantined)
 
     def resume(self, batch: Batch) -> None:
@@ -120,6 +133,13 @@ class FileLoad:
         logger.info("%s: batch %s: interrupted, doing it again", self._table.name, batch.id)
         there = {state.path: self._bench.zone.find(state.path, state.archived_as) for state in claimed}
         found = inspect(self._bench.zone, self._table, [file for file in there.values() if file is not None])
+        closed = next((one for one in found if one.unopened), None)
+        if closed is not None:
+            raise LoadRefused(
+                f"{closed.file.path!r}, of the interrupted batch {batch.id}: {closed.unopened}.",
+                "give the process access to it, or remove it, then load again.",
+                table=self._table.name,
+            )
         same = {one.file.path: one for one in found}
         files = [same[s.path] for s in claimed if s.path in same and same[s.path].content_hash == s.content_hash]
         lost = [state for state in claimed if state.path not in {one.file.path for one in files}]
@@ -130,7 +150,8 @@ class FileLoad:
                 self._bench.lake.remove_batch(self._bench.session, self._table, batch.id)
             attempt.log.note(batch, "failed", run_id=attempt.run.id)
             return
-        self._bench.lake.empty_quarantine(self._bench.session, self._table, batch.id)
+        if self._bench.lake.exists(self._table.schema, self._table.quarantine_name):
+            self._bench.lake.empty_quarantine(self._bench.session, self._table, batch.id)
         self._load(batch.id, files, batch.partition, replaces=batch.scope_kind == FileScope(0, again=True).kind)
 
     def archive(self) -> None:
@@ -142,24 +163,36 @@ class FileLoad:
         if self._feed.loaded is Loaded.DELETE:
             age = dt.timedelta(days=self._feed.delete_after_days)
             loaded = [s for s in loaded if s.event_time is not None and now - s.event_time >= age]
-        moved = []
+        moved: list[FileState] = []
+        held: list[tuple[FileState, OSError]] = []
         for state in loaded:
-            file = zone.find(state.path, None)
-            # Another file under this name is for the next load, not for the archive.
-            if file is not None and not state.is_of(file):
-                continue
-            if self._feed.loaded is Loaded.DELETE:
-                if file is not None:
-                    zone.remove(file)
-                moved.append(state)
-                continue
-            if file is None:
-                file = LandedFile(state.path, state.size, state.modified, state.path)
-            moved.append(replace(state, archived_as=zone.archive(file, state.partition, str(state.content_hash))))
+            try:
+                file = zone.find(state.path, None)
+                # Another file under this name is for the next load, not for the archive.
+                if file is not None and not state.is_of(file):
+                    continue
+                if self._feed.loaded is Loaded.DELETE:
+                    if file is not None:
+                        zone.remove(file)
+                    moved.append(state)
+                    continue
+                if file is None:
+                    file = LandedFile(state.path, state.size, state.modified, state.path)
+                moved.append(replace(state, archived_as=zone.archive(file, state.partition, str(state.content_hash))))
+            except OSError as why:
+                held.append((state, why))
         event = FileEvent.DELETED if self._feed.loaded is Loaded.DELETE else FileEvent.ARCHIVED
         self._ledger.record(moved, event)
         if moved:
             logger.info("%s: %d loaded files %s", self._table.name, len(moved), event)
+        if held:
+            state, reason = held[0]
+            raise LakeError(
+                f"{state.path!r}{f' and {len(held) - 1} more' if len(held) > 1 else ''} cannot be moved out of the"
+                f" landing zone ({reason.strerror or type(reason).__name__}). What they hold is loaded.",
+                "give the process write access to landing zone and archive; the next load moves them.",
+                table=self._table.name,
+            )
 
     def backlog(self) -> tuple[int, float | None]:
         """How many files of the feed still wait, in all partitions, and the age of the oldest in seconds."""
@@ -178,11 +211,15 @@ class FileLoad:
         files = self._found(today)
         if is_past(self._attempt):
             known = {state.archived_as for state in self._ledger.files.values()}
-            files += [file for file in zone.archived(self._feed, partition) if file.location not in known]
+            # What lies in the landing zone under the same name came later; or what it was to replace is kept.
+            kept = self._feed.overwritten is Overwritten.IGNORE
+            archived = {f.path: f for f in zone.archived(self._feed, partition) if f.location not in known}
+            landed = {file.path: file for file in files}
+            files = list(({**landed, **archived} if kept else {**archived, **landed}).values())
         settled = now - dt.timedelta(seconds=self._feed.settle_seconds)
         return [
             file
-            for file in self._ledger.outstanding(files)
+            for file in sorted(self._ledger.outstanding(files), key=lambda file: file.path)
             if self._ledger.partition_of(file, today) == partition
             # A clock that goes ahead where the file was written must not hold it back for ever.
             and (file.modified <= settled or file.modified > now + dt.timedelta(minutes=1))
@@ -208,7 +245,7 @@ class FileLoad:
         """All files of the partition that the ledger knows, wherever they lie now."""
         partition = self._attempt.partition
         states = [s for s in self._ledger.files.values() if s.partition == partition and s.event is not FileEvent.SEEN]
-        found = {state.path: self._bench.zone.find(state.path, state.archived_as) for state in states}
+        found = {state.path: self._where(state) for state in states}
         gone = sorted(path for path, file in found.items() if file is None)
         if gone:
             raise LoadRefused(
@@ -219,34 +256,42 @@ class FileLoad:
             )
         return sorted((file for file in found.values() if file is not None), key=lambda file: file.path)
 
-    def _sorted_out(self, files: Sequence[Inspected]) -> tuple[list[Inspected], list[Inspected]]:
-        """Files that are new, and files that are to be loaded again in the place of what they brought before."""
-        fresh, again = [], []
-        touched, ignored = [], []
+    def _where(self, state: FileState) -> LandedFile | None:
+        """Where the file lies that the table's rows are of."""
+        kept = self._feed.overwritten is Overwritten.IGNORE
+        return self._bench.zone.find(state.path, state.archived_as, archived_first=kept)
+
+    def _sorted_out(self, files: Sequence[Inspected]) -> _SortedOut:
+        found = _SortedOut()
         for one in files:
             before = self._ledger.files.get(one.file.path)
-            if self._attempt.options.reload:
-                again.append(one)
+            if one.moving:
+                logger.info("%s: %s is still being written, and waits", self._table.name, one.file.path)
+            elif one.unopened is not None:
+                logger.warning("%s: %s: %s", self._table.name, one.file.path, one.unopened)
+                found.note(self._state(one, before), FileEvent.FAILED)
+            elif self._attempt.options.reload:
+                found.again.append(one)
             elif before is None or not (before.settled or before.event is FileEvent.CHANGED):
-                # A batch that was given up may have left rows of the file, if it was one of several attempts.
-                fresh.append(one)
+                # One that was given up may have been loaded before, with other content.
+                (found.fresh if before is None or before.rows is None else found.again).append(one)
             elif before.content_hash == one.content_hash:
-                touched.append((before, one))
-            elif self._feed.overwritten is Overwritten.RELOAD:
-                again.append(one)
+                looks = replace(before, size=one.file.size, modified=one.file.modified)
+                found.note(looks, FileEvent.LOADED if before.error is None else FileEvent.QUARANTINED)
+            elif self._feed.overwritten is Overwritten.RELOAD or before.error is not None:
+                # One that could not be read was never loaded.
+                found.again.append(one)
             elif self._feed.overwritten is Overwritten.IGNORE:
-                ignored.append((before, one))
+                # The hash stays that of the content that was loaded.
+                looks = replace(before, size=one.file.size, modified=one.file.modified)
+                found.note(looks, FileEvent.IGNORED)
             else:
                 raise LoadRefused(
                     f"{one.file.path!r} was overwritten after it had been loaded. Nothing was written.",
                     "remove it, or give it another name if it is to be loaded as well.",
                     table=self._table.name,
                 )
-        for before, one in touched:
-            self._ledger.record([_as_of(before, one)], FileEvent.LOADED)
-        for before, one in ignored:
-            self._ledger.record([_as_of(before, one)], FileEvent.IGNORED)
-        return fresh, again
+        return found
 
     def _batch(self, files: Sequence[Inspected], replaces: bool) -> LoadRecord:
         attempt = self._attempt
@@ -260,7 +305,7 @@ class FileLoad:
         claimed = self._claim(batch, files)
         try:
             lake.ensure(self._bench.session, self._table)
-            record = self._commit(batch, files, started, replaces)
+            record, claimed = self._commit(batch, files, claimed, started, replaces)
         except Exception as error:
             if lake.committed(self._table.schema, self._table.name, batch_id) is None:
                 why = f"{type(error).__name__}; the run's log has the details"
@@ -271,27 +316,33 @@ class FileLoad:
         return self._close(batch, record, claimed)
 
     def _claim(self, batch: Batch, files: Sequence[Inspected]) -> list[FileState]:
-        states = []
-        for one in files:
-            before = self._ledger.files.get(one.file.path)
-            states.append(
-                FileState(
-                    one.file.path,
-                    FileEvent.CLAIMED,
-                    one.file.size,
-                    one.file.modified,
-                    batch.partition,
-                    content_hash=one.content_hash,
-                    batch_id=batch.id,
-                    attempt=before.attempt + 1 if before else 1,
-                    archived_as=one.file.location if one.file.archived else None,
-                    error=one.problem,
-                )
-            )
+        states = [self._state(one, self._ledger.files.get(one.file.path), batch) for one in files]
         self._ledger.record(states, FileEvent.CLAIMED)
         return states
 
-    def _commit(self, batch: Batch, files: Sequence[Inspected], started: dt.datetime, replaces: bool) -> LoadRecord:
+    def _state(self, one: Inspected, before: FileState | None, batch: Batch | None = None) -> FileState:
+        return FileState(
+            one.file.path,
+            FileEvent.CLAIMED,
+            one.file.size,
+            one.file.modified,
+            batch.partition if batch else self._attempt.partition,
+            content_hash=one.content_hash or None,
+            batch_id=batch.id if batch else None,
+            rows=before.rows if before else None,
+            attempt=before.attempt + 1 if before else 1,
+            archived_as=one.file.location if one.file.archived else None,
+            error=one.problem or one.unopened,
+        )
+
+    def _commit(
+        self,
+        batch: Batch,
+        files: Sequence[Inspected],
+        claimed: list[FileState],
+        started: dt.datetime,
+        replaces: bool,
+    ) -> tuple[LoadRecord, list[FileState]]:
         attempt, lake, session = self._attempt, self._bench.lake, self._bench.session
         readable = [one for one in files if one.problem is None]
         unreadable = [one for one in files if one.problem is not None]
@@ -307,12 +358,12 @@ class FileLoad:
             own = f"batch_id = {spark_literal(batch.id)}"
             replace_where = own if landed else None
             if replaces:
-                names = ", ".join(spark_literal(one.file.path) for one in files)
-                replace_where = f"file_name in ({names})"
+                # An interrupted attempt may have brought rows of a file that is gone since.
+                replace_where = f"({_of_files(files)} or {own})"
             versions = attempt.versions(size.rows, size.version, without=replace_where or own)
             frames = self._frames(batch.id, readable, extra, versions)
             if not readable:
-                record = self._nothing_readable(batch, frames, files, started, replace_where)
+                record = self._nothing_readable(batch, frames, unreadable, started, replace_where)
                 break
             joining: list[str] = []
 
@@ -334,16 +385,23 @@ class FileLoad:
                     base=size.version,
                     position="",
                     replace_where=replace_where,
+                    input_bytes=sum(one.file.size for one in readable),
                     complete=complete,
                     more_quarantine=frames.whole_files(unreadable, batch.id, started) if unreadable else None,
                 )
-            except (PySparkException, Py4JError) as error:
-                damaged = _damaged(error, readable)
-                if damaged is None:
+            except (UnreadableFiles, PySparkException, Py4JError) as error:
+                damaged = error.files if isinstance(error, UnreadableFiles) else _damaged(error, readable, frames.files)
+                if not damaged:
                     raise
-                logger.warning("%s: batch %s: Spark cannot read %s", self._table.name, batch.id, damaged.file.path)
-                readable = [one for one in readable if one is not damaged]
-                unreadable.append(replace(damaged, problem="Spark cannot read the file (damaged)"))
+                problem = "Spark cannot read the file (damaged, or of a kind that it does not know)"
+                lost = {one.file.path for one in damaged}
+                logger.warning("%s: batch %s: Spark cannot read %s", self._table.name, batch.id, sorted(lost))
+                readable = [one for one in readable if one.file.path not in lost]
+                unreadable += [replace(one, problem=problem) for one in damaged]
+                # Recorded at once: an interrupted batch is finished by what the ledger says of its files.
+                changed = [replace(state, error=problem) for state in claimed if state.path in lost]
+                self._ledger.record(changed, FileEvent.CLAIMED)
+                claimed = [state for state in claimed if state.path not in lost] + changed
                 continue
             if committed is not None:
                 record = committed
@@ -353,7 +411,7 @@ class FileLoad:
             self._schema.record("evolved", new, batch_id=batch.id, actor=f"policy add, run {attempt.run.id}")
             extra |= new
             joined += new
-        return replace(record, new_columns=(*joined, *record.new_columns))
+        return replace(record, new_columns=(*joined, *record.new_columns)), claimed
 
     def _nothing_readable(
         self,
@@ -451,14 +509,37 @@ class FileLoad:
         return self._bench.settings.home / "staging" / self._table.name / batch_id.replace("/", "-")
 
 
-def _as_of(before: FileState, one: Inspected) -> FileState:
-    """What is known of a file, with what it looks like now."""
-    return replace(before, size=one.file.size, modified=one.file.modified, content_hash=one.content_hash)
+def _of_files(files: Sequence[Inspected]) -> str:
+    """SQL condition for the rows that came from files of these names."""
+    return f"file_name in ({', '.join(spark_literal(one.file.path) for one in files)})"
 
 
-def _damaged(error: Exception, files: Sequence[Inspected]) -> Inspected | None:
+def _damaged(error: Exception, files: Sequence[Inspected], claimed: ClaimedFiles) -> list[Inspected]:
     """The file that Spark names when it cannot read one."""
-    text = str(error)
-    if "FAILED_READ_FILE" not in text:
-        return None
-    return next((one for one in files if one.file.location.rsplit("/", 1)[-1] in text), None)
+    named = re.search(r"\[FAILED_READ_FILE[^\]]*\][^\n]*? file:/*(/[^\n]*?)\.\s", str(error)[:100_000])
+    path = unquote(named[1]) if named else None
+    return [one for one in files if claimed.place(one) == path]
+
+
+@dataclass
+class _SortedOut:
+    """What is to be done with files.
+
+    Attributes:
+        fresh: are new.
+        again: are to be loaded in the place of what they brought before.
+        noted: event → states of files of which only that is to be recorded.
+    """
+
+    fresh: list[Inspected] = field(default_factory=list)
+    again: list[Inspected] = field(default_factory=list)
+    noted: dict[FileEvent, list[FileState]] = field(default_factory=dict)
+
+    def note(self, state: FileState, event: FileEvent) -> None:
+        self.noted.setdefault(event, []).append(state)
+
+    def batches(self) -> Iterator[tuple[list[Inspected], bool]]:
+        """Files that are loaded together, all of one source epoch, and whether they replace."""
+        for files, replaces in ((self.fresh, False), (self.again, True)):
+            for _, batch in groupby(files, key=lambda one: one.epoch):
+                yield list(batch), replaces

@@ -182,7 +182,7 @@ class Frames(abc.ABC):
         else:
             texts = judged.where(F.col(quality.QUARANTINED))
             parsed = self._bad_row(judged, position)
-        identity = ["row_key", "row_hash", "rule_set"]
+        identity = ["row_key", "row_hash", "rule_set"] + ([] if self._file_name() is None else ["file_name"])
         rule_set = F.lit(quality.fingerprint(self._table)).alias("rule_set")
         bad = texts.select(parsed.alias("row")).select("row.*", rule_set)
         constants = {
@@ -197,8 +197,7 @@ class Frames(abc.ABC):
             F.any_value("raw_row").alias("raw_row"),
             F.any_value("reasons").alias("reasons"),
             F.count(F.lit(1)).alias("rows_in_batch"),
-            # Identical rows of several files: the first one's name.
-            *(F.min(name).alias(name) for name in ("file_name", "source_position") if name in bad.columns),
+            *(F.min(name).alias(name) for name in ("source_position",) if name in bad.columns),
         )
         if self._file_name() is None:
             constants |= {"file_name": F.lit(None).cast("string"), "source_position": F.lit(position)}

@@ -66,7 +66,8 @@ QUARANTINE = T.StructType(
 )
 """Columns of a quarantine table: the row as the source gave it (protected values left out), why, and when it was seen.
 
-A row that is still bad at the next load is the same quarantine row, seen again; `sightings` counts the batches,
+A row that is still bad at the next load is the same quarantine row, seen again, but not one of another file, which may
+be corrected alone; `sightings` counts the batches,
 `rows_in_batch` the identical rows in the last of them.
 """
 
@@ -212,7 +213,7 @@ class Lakehouse:
         """Commit a batch's quarantined rows; a row that is there already is seen again.
 
         Args:
-            rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set).
+            rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set, file_name).
         """
         name = self.identifier(table.schema, table.quarantine_name)
         session = rows.sparkSession
@@ -225,7 +226,7 @@ class Lakehouse:
             try:
                 session.sql(
                     f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
-                    " and q.row_hash = n.row_hash and q.rule_set = n.rule_set"
+                    " and q.row_hash = n.row_hash and q.rule_set = n.rule_set and q.file_name <=> n.file_name"
                     " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
                     # A batch is one sighting, however often it is done again.
                     " q.sightings = q.sightings + if(q.last_batch_id = n.last_batch_id, 0, 1),"

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from bronze_assets.quality import EXPECTED, LINE, raw_column
-from bronze_assets.sources.inspection import Inspected
-from bronze_assets.sources.landing import LandingZone
+from bronze_assets.sources.inspection import Inspected, parquet_file, strange_type
+from bronze_assets.sources.landing import LandedFile, LandingZone, staged
 from bronze_assets.table import RESCUED, BronzeTable, Feed
 
 FILE = "__file"
@@ -43,9 +49,22 @@ _CAPTURE_FIELDS = (
     "__source_epoch",
     "__unchanged",
 )
-_WHOLE = r"^[+-]?[0-9]+$"
-_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}Z?$"
-_TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?$"
+# `$` would let a line's end pass.
+_WHOLE = r"^[+-]?[0-9]+(\.0+)?\z"
+# As many digits as a double tells apart.
+_EXPONENT = r"^[+-]?[0-9][0-9.]{0,17}[eE][+-]?[0-9]{1,3}\z"
+_DATE = r"^(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}Z?\z"
+_TIMESTAMP = (
+    r"^(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?\z"
+)
+
+
+class UnreadableFiles(Exception):
+    """Files that Spark does not read, whatever it reads beside them."""
+
+    def __init__(self, files: Sequence[Inspected]) -> None:
+        super().__init__(f"{len(files)} files")
+        self.files = files
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,7 @@ class ClaimedFiles:
     files: Sequence[Inspected]
     epochs: Mapping[str, int]
     staging: Path
+    _places: dict[str, str] = field(default_factory=dict)
 
     def read(self, session: SparkSession, table: BronzeTable, extra: Mapping[str, T.DataType]) -> DataFrame:
         """The rows of all files as a source frame: declared and extra columns, raw companions, then
@@ -78,34 +98,39 @@ class ClaimedFiles:
         feed = table.feed
         assert feed is not None
         known = [*(c.name for c in table.columns), *extra]
-        groups: dict[tuple[str, tuple[str, ...], bool], list[Inspected]] = {}
+        groups: dict[tuple[str, tuple[str, ...], str, bool], list[Inspected]] = {}
         for file in self.files:
-            groups.setdefault((file.file.format, file.columns, file.multiline), []).append(file)
+            groups.setdefault((file.file.format, file.columns, file.types, file.multiline), []).append(file)
         frames = []
-        numbers = itertools.count(1)
-        for (kind, columns, multiline), members in groups.items():
-            located = self._locate(members, numbers)
+        for (kind, columns, _, multiline), members in groups.items():
+            located = {self.place(file): file for file in members}
             paths = list(located)
-            if kind == "json":
-                frame = _json(session, paths, feed)
-            elif kind == "csv":
-                frame = _csv(session, paths, columns, multiline)
-            else:
-                frame = _parquet(session, paths)
+            try:
+                if kind == "json":
+                    frame = _json(session, paths, feed)
+                elif kind == "csv":
+                    frame = _csv(session, paths, columns, multiline)
+                else:
+                    frame = _parquet(session, paths)
+            except (PySparkException, Py4JError) as error:
+                raise UnreadableFiles(members) from error
             frames.append(self._with_file(session, frame, located))
         return _typed(functools.reduce(DataFrame.unionByName, frames), table, feed, known, extra, self.epochs)
 
-    def _locate(self, files: Sequence[Inspected], numbers: itertools.count[int]) -> dict[str, tuple[str, Inspected]]:
-        """Path for Spark → the path's last two parts, and the file."""
-        located = {}
-        for file in files:
-            path, ending = self.zone.readable_by_spark(file.file, self.staging, next(numbers))
-            located[path] = (ending, file)
-        return located
+    def place(self, file: Inspected) -> str:
+        """The path under which Spark reads the file."""
+        if file.file.path not in self._places:
+            number = len(self._places) + 1
+            if file.strange:
+                place = str(_rewritten(self.zone, file.file, staged(self.staging, number, ".parquet")))
+            else:
+                place = self.zone.readable_by_spark(file.file, self.staging, number)
+            self._places[file.file.path] = place
+        return self._places[file.file.path]
 
     @staticmethod
-    def _with_file(session: SparkSession, frame: DataFrame, located: Mapping[str, tuple[str, Inspected]]) -> DataFrame:
-        rows = [(ending, file.file.path, file.file.modified) for ending, file in located.values()]
+    def _with_file(session: SparkSession, frame: DataFrame, located: Mapping[str, Inspected]) -> DataFrame:
+        rows = [("/".join(path.split("/")[-2:]), file.file.path, file.file.modified) for path, file in located.items()]
         names = session.createDataFrame(rows, f"__ending string, {FILE} string, {ARRIVED} timestamp")
         return frame.join(F.broadcast(names), "__ending").drop("__ending")
 
@@ -118,31 +143,45 @@ def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
     """Text, and not Spark's JSON source: that takes `{"a":1} {"a":2}` for one row, a repeated key for its last value,
     and bends numbers to doubles (tried, 4.2).
     """
-    reader = session.read.option("wholetext", str(feed.multiline).lower()).option("lineSep", "\n")
-    lines = reader.text(list(paths)).select(
-        # Spark's functions on text put U+FFFD in the place of what is not UTF-8, without a word.
+    # A line separator of its own would end whole texts too.
+    texts = (
+        session.read.text(list(paths), wholetext=True)
+        if feed.multiline
+        else session.read.text(list(paths), lineSep="\n")
+    )
+    # Else nobody could read the quarantine: Spark writes whatever bytes there are.
+    value = F.make_valid_utf8("value")
+    lines = texts.select(
         F.is_valid_utf8("value").alias(_UTF8),
-        F.regexp_replace(F.col("value"), "^\\x{FEFF}|\\r$", "").alias(LINE),
+        # Most lines have neither, and the expression takes longer than the parser.
+        F.when(value.startswith("\ufeff") | value.endswith("\r"), F.regexp_replace(value, "^\\x{FEFF}|\\r$", ""))
+        .otherwise(value)
+        .alias(LINE),
         _ending(),
     )
-    lines = lines.where(~F.col(LINE).rlike(r"^\s*$"))
+    lines = lines.where(F.col(LINE).startswith("{") | ~F.col(LINE).rlike(r"^\s*$"))
     parsed = F.try_parse_json(F.col(LINE))
+    whole = _whole(LINE)
     if feed.multiline:
-        items = F.expr(f"coalesce(try_cast(try_parse_json({LINE}) as array<variant>), array(try_parse_json({LINE})))")
-        lines = lines.withColumn("__item", F.explode(items))
-        parsed = F.col("__item")
-        lines = lines.withColumn(LINE, F.coalesce(F.expr("to_json(__item)"), F.col(LINE)))
+        lines = lines.withColumn("__whole", whole).withColumn("__file", parsed)
+        items = F.expr("try_cast(__file as array<variant>)")
+        lines = lines.withColumn("__item", F.explode(F.coalesce(F.when(F.col("__whole"), items), F.array("__file"))))
+        lines = lines.withColumn(LINE, F.coalesce(F.when(F.col("__whole"), F.expr("to_json(__item)")), F.col(LINE)))
+        parsed, whole = F.col("__item"), F.col("__whole")
     values = lines.withColumn("__parsed", parsed).withColumn(
         _VALUES, F.expr("try_cast(__parsed as map<string, string>)")
     )
     keys = F.transform(F.map_keys(_VALUES), F.lower)
     values = values.withColumn(_KEYS, keys)
-    whole = F.expr(f"json_array_length(concat('[', {LINE}, ']')) = 1")
+    # Beyond that a variant holds a double: the last digits would be made up, or all of them.
+    suspect = F.col(LINE).rlike(r"[0-9][0-9.]{14,}[eE]|[0-9.]{39,}|[eE][+-]?[0-9]{3,}")
+    bent = suspect & F.expr("schema_of_variant(__parsed)").contains("DOUBLE")
     expected = (
         F.when(~F.col(_UTF8), "UTF-8 text")
+        .when(F.col("__parsed").isNotNull() & ~whole, "nothing after the JSON object")
         .when(F.col(_VALUES).isNull(), _expected_of_no_object())
-        .when(~F.coalesce(whole, F.lit(False)), "nothing after the JSON object")
         .when(F.size(_KEYS) != F.size(F.array_distinct(_KEYS)), "each name once, whatever its case")
+        .when(bent, "numbers of at most 38 digits, or 15 with an exponent")
     )
     return values.select(
         F.when(expected.isNull(), F.map_from_arrays(_KEYS, F.map_values(_VALUES))).alias(_VALUES),
@@ -152,11 +191,19 @@ def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
     )
 
 
+def _whole(text: str) -> SparkColumn:
+    """Whether nothing follows the JSON value: Spark's parsers stop at its end, and at that of what it is put into."""
+    alone = F.expr(f"json_array_length(concat('[', {text}, ']')) = 1")
+    bracket = F.col(text).rlike(r"[}\]]\s*\]")
+    inside = F.expr(f"""size(json_object_keys(concat('{{"":', {text}, '}}'))) = 1""")
+    return F.coalesce(alone & (~bracket | inside), F.lit(False))
+
+
 def _expected_of_no_object() -> SparkColumn:
     keys = F.json_object_keys(F.col(LINE))
     return (
         F.when(F.size(keys) != F.size(F.array_distinct(keys)), "each name once")
-        .when(F.col(LINE).rlike(r"^\s*\{"), "a whole JSON object")
+        .when(F.col("__parsed").isNull() & F.col(LINE).rlike(r"^\s*[{\[]"), "a whole and valid JSON object")
         .otherwise("a JSON object")
     )
 
@@ -173,9 +220,10 @@ def _csv(session: SparkSession, paths: Sequence[str], columns: Sequence[str], mu
         escape='"',
         multiLine=multiline,
         maxCharsPerColumn=-1,
-        # What is quoted and empty is an empty text, what is empty is NULL.
-        nullValue="",
+        # What is quoted and empty is an empty text, what is empty is NULL. (Both would be, were "" the text of NULL.)
+        nullValue="\uffff\ufffe",
         emptyValue="",
+        maxColumns=max(20_480, 2 * len(columns)),
     )
     frame = reader.csv(list(paths)).select("*", _ending())
     pairs = itertools.chain.from_iterable(
@@ -193,18 +241,57 @@ def _csv(session: SparkSession, paths: Sequence[str], columns: Sequence[str], mu
 def _parquet(session: SparkSession, paths: Sequence[str]) -> DataFrame:
     frame = session.read.parquet(*paths).select("*", _ending())
     pairs: list[SparkColumn] = []
-    for field in frame.schema.fields:
-        if field.name == "__ending":
+    valid = F.lit(True)
+    for column in frame.schema.fields:
+        if column.name == "__ending":
             continue
-        value = F.col("`" + field.name.replace("`", "``") + "`")
-        nested = isinstance(field.dataType, (T.StructType, T.ArrayType, T.MapType))
-        pairs += [F.lit(field.name.lower()), F.to_json(value) if nested else value.cast("string")]
+        value = F.col("`" + column.name.replace("`", "``") + "`")
+        nested = isinstance(column.dataType, (T.StructType, T.ArrayType, T.MapType))
+        text = F.to_json(value) if nested else value.cast("string")
+        if isinstance(column.dataType, (T.FloatType, T.DoubleType)):
+            # 12345678 as a double would be the text 1.2345678E7, which is no integer.
+            whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
+            text = F.when(whole, value.cast("long").cast("string")).otherwise(text)
+        pairs += [F.lit(column.name.lower()), text]
+        if isinstance(column.dataType, (T.StringType, T.BinaryType)):
+            valid = valid & F.coalesce(F.is_valid_utf8(text), F.lit(True))
+    values = F.create_map(*pairs)
     return frame.select(
-        F.create_map(*pairs).alias(_VALUES),
-        F.lit(None).cast("string").alias(LINE),
-        F.lit(None).cast("string").alias(EXPECTED),
+        F.when(valid, values).alias(_VALUES),
+        F.when(~valid, F.make_valid_utf8(F.to_json(values))).alias(LINE),
+        F.when(~valid, "UTF-8 text").alias(EXPECTED),
         "__ending",
     )
+
+
+def _rewritten(zone: LandingZone, file: LandedFile, target: Path) -> Path:
+    """A copy of a Parquet file with texts in the place of the types that Spark does not read."""
+    with zone.open(file) as stream:
+        parquet = parquet_file(stream)
+        columns = [
+            pa.field(column.name, pa.string() if strange_type(column.type) else column.type)
+            for column in parquet.schema_arrow
+        ]
+        schema = pa.schema(columns)
+        with pq.ParquetWriter(target, schema) as writer:
+            for batch in parquet.iter_batches(batch_size=65_536):
+                arrays = [_texts(array) if strange_type(array.type) else array for array in batch.columns]
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return target
+
+
+def _texts(array: pa.Array) -> pa.Array:
+    if pa.types.is_nested(array.type):
+        texts = [None if value is None else json.dumps(value, default=str) for value in array.to_pylist()]
+        return pa.array(texts, pa.string())
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    if pa.types.is_timestamp(array.type):
+        if array.type.tz is not None:
+            array = array.cast(pa.timestamp("ns", "UTC"))
+        # What is no more exact than microseconds looks as it does in other files.
+        return pc.replace_substring_regex(array.cast(pa.string()), r"(\.[0-9]{6})000", r"\1")
+    return array.cast(pa.string())
 
 
 def _typed(
@@ -223,31 +310,37 @@ def _typed(
         selected.append(value.alias(name))
         if not isinstance(kind, T.StringType):
             selected.append(F.when(text.isNotNull() & value.isNull(), text).alias(raw_column(name)))
-    selected += [F.col(LINE).alias(raw_column(LINE)), F.col(EXPECTED), F.col(FILE)]
     mine = [*known, *(_CAPTURE_FIELDS if feed.captured else ())]
     strange = F.map_filter(F.col(_VALUES), lambda key, _: ~key.isin(mine))
     strangers = F.array_sort(F.map_keys(strange))
     selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
 
-    def field(name: str) -> SparkColumn:
+    def said(name: str) -> SparkColumn:
         return F.col(_VALUES)[name]
 
     if feed.captured:
         epoch = F.lit(max(epochs.values(), default=1))
         for known_epoch, ordinal in epochs.items():
-            epoch = F.when(field("__source_epoch") == known_epoch, ordinal).otherwise(epoch)
+            epoch = F.when(said("__source_epoch") == known_epoch, ordinal).otherwise(epoch)
         # Debezium's records name the change's own position only.
-        lsn = F.coalesce(field("__commit_lsn"), field("__source_lsn")).try_cast("long")
-        sequence = F.coalesce(field("__seq").try_cast("long"), F.lit(1))
+        lsn = F.coalesce(said("__commit_lsn"), said("__source_lsn")).try_cast("long")
+        # Without an order, one of two changes of a key would pass for the other's copy.
+        ordered = F.coalesce(lsn >= 0, F.lit(False))
+        op = F.lower(F.coalesce(said("__op"), F.lit("c")))
+        expected = F.when(~ordered, "a change with its position in __source_lsn").when(
+            ~op.isin("c", "u", "r", "d", "t"), "a change with c, u, r, d or t in __op"
+        )
+        frame = _refused(frame, expected)
+        sequence = F.coalesce(said("__seq").try_cast("long"), F.lit(1))
         position = F.concat_ws(
             "/",
             F.lpad(epoch.cast("string"), 4, "0"),
             F.lpad(F.hex(F.coalesce(lsn, F.lit(0))), 16, "0"),
             F.lpad(sequence.cast("string"), 10, "0"),
         )
-        operation = F.when(field("__deleted") == "true", "d").otherwise(F.coalesce(field("__op"), F.lit("c")))
-        arrived = F.coalesce(F.timestamp_millis(field("__source_ts_ms").try_cast("long")), F.col(ARRIVED))
-        carried = F.from_json(field("__unchanged"), "array<string>")
+        operation = F.when(said("__deleted") == "true", "d").otherwise(op)
+        arrived = F.coalesce(F.timestamp_millis(said("__source_ts_ms").try_cast("long")), F.col(ARRIVED))
+        carried = F.from_json(said("__unchanged"), "array<string>")
     else:
         moment = F.col(ARRIVED)
         if feed.event_time is not None:
@@ -260,12 +353,27 @@ def _typed(
         carried = F.lit(None).cast("array<string>")
         selected.append(F.when(F.size(strangers) > 0, F.to_json(strange)).alias(RESCUED))
     selected += [
+        F.col(LINE).alias(raw_column(LINE)),
+        F.col(EXPECTED),
+        F.col(FILE),
         position.alias(POSITION),
         operation.alias(OPERATION),
         arrived.alias(ARRIVED),
         carried.alias(CARRIED),
     ]
     return frame.select(*selected)
+
+
+def _refused(frame: DataFrame, expected: SparkColumn) -> DataFrame:
+    """The same rows, in which one of which something else was expected is no row but a line."""
+    wrong = F.col(_VALUES).isNotNull() & expected.isNotNull()
+    return frame.withColumns(
+        {
+            LINE: F.when(wrong, F.to_json(_VALUES)).otherwise(F.col(LINE)),
+            EXPECTED: F.when(wrong, expected).otherwise(F.col(EXPECTED)),
+            _VALUES: F.when(~wrong, F.col(_VALUES)),
+        }
+    )
 
 
 def _parsed(text: SparkColumn, kind: T.DataType, feed: Feed) -> SparkColumn:
@@ -276,11 +384,14 @@ def _parsed(text: SparkColumn, kind: T.DataType, feed: Feed) -> SparkColumn:
         case T.BooleanType():
             return F.when(F.lower(text).isin("true", "false"), text.try_cast("boolean"))
         case T.IntegerType() | T.LongType():
-            return F.when(text.rlike(_WHOLE), text.try_cast(kind))
+            return F.when(text.rlike(_WHOLE), F.substring_index(text, ".", 1).try_cast(kind))
         case T.DecimalType():
-            exact = text.try_cast(T.DecimalType(38, 18))
-            fitted = exact.try_cast(kind)
-            return F.when(fitted == exact, fitted)
+            # A cast rounds what has too many places.
+            plain = text.rlike(rf"^[+-]?(?=\.?[0-9])[0-9]*\.?[0-9]{{0,{kind.scale}}}0*\z")
+            wide = text.try_cast(T.DecimalType(38, 18))
+            fitted = wide.try_cast(kind)
+            exact = (fitted == wide) & (fitted.cast("double") == text.try_cast("double"))
+            return F.when(plain, text.try_cast(kind)).when(text.rlike(_EXPONENT) & exact, fitted)
         case T.DateType():
             if feed.date_format != "yyyy-MM-dd":
                 return F.try_to_timestamp(text, F.lit(feed.date_format)).cast("date")

@@ -12,10 +12,11 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -27,6 +28,8 @@ from bronze_assets.table import BronzeTable
 _CHUNK = 4 * 2**20
 _THREADS = 8
 _LONGEST_MARK = 64
+_TRUNCATES = re.compile(rb'"__op"\s*:\s*"t"', re.IGNORECASE)
+_UNCHANGED = re.compile(rb'"__unchanged"', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Inspected:
         moving: whether the file changed while it was read: it is still being written.
         columns: names in the header of a CSV or the schema of a Parquet file, as written; empty for JSON.
         multiline: whether values of a CSV file span lines.
+        types: of a Parquet file's columns, in words: files of one reading must agree in them.
+        strange: whether Spark does not read some of these types.
+        unopened: why the file could not even be opened; it is to be tried again.
         epoch: source epoch of captured changes.
         truncates, unchanged: whether captured changes hold a TRUNCATE, or values that the source left out as unchanged.
     """
@@ -52,6 +58,9 @@ class Inspected:
     epoch: str = ""
     truncates: bool = False
     unchanged: bool = False
+    types: str = ""
+    strange: bool = False
+    unopened: str | None = None
 
 
 class _Unreadable(Exception):
@@ -89,23 +98,45 @@ def _inspect(zone: LandingZone, table: BronzeTable, file: LandedFile) -> Inspect
                 return _parquet(found, zone, table, head if whole else None)
             return _text(found, zone, table, head if whole else None)
         except _Unreadable as why:
-            return Inspected(file, digest.hexdigest(), problem=str(why))
+            return replace(found, problem=str(why))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        # Of one file, and maybe only for now: neither its neighbours nor its own next try are to suffer.
+        return Inspected(file, "", unopened=f"it cannot be opened ({error.strerror or type(error).__name__})")
 
 
 def _parquet(found: Inspected, zone: LandingZone, table: BronzeTable, content: bytes | None) -> Inspected:
     with zone.open(found.file) as stream:
         try:
-            parquet = pq.ParquetFile(io.BytesIO(content) if content is not None else stream)
+            parquet = parquet_file(io.BytesIO(content) if content is not None else stream)
             for _ in parquet.iter_batches(batch_size=65_536):
                 pass
         except (pa.ArrowException, OSError, ValueError):
             # The exception's own text may quote bytes of the file.
             raise _Unreadable("the file is not a whole Parquet file (damaged or cut off)") from None
-        columns = tuple(parquet.schema_arrow.names)
+        schema = parquet.schema_arrow
+        columns = tuple(schema.names)
+        # One such column would fail the files beside it.
+        strange = any(strange_type(kind) for kind in schema.types)
     _check_columns(columns, table, "schema")
-    return Inspected(found.file, found.content_hash, columns=columns)
+    types = ", ".join(str(field.type) for field in schema)
+    return replace(found, columns=columns, types=types, strange=strange)
+
+
+def parquet_file(stream: BinaryIO) -> pq.ParquetFile:
+    """An open Parquet file."""
+    # Arrow would call these timestamps nanoseconds, which do not reach the year 9999; Spark reads them.
+    return pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
+
+
+def strange_type(kind: pa.DataType) -> bool:
+    """Whether Spark does not read a column of this Arrow type from Parquet."""
+    if pa.types.is_nested(kind):
+        return any(strange_type(kind.field(number).type) for number in range(kind.num_fields))
+    if pa.types.is_timestamp(kind):
+        return bool(kind.unit == "ns")
+    return bool(pa.types.is_time(kind) or pa.types.is_float16(kind) or pa.types.is_decimal256(kind))
 
 
 def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: bytes | None) -> Inspected:
@@ -116,7 +147,6 @@ def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: byte
     tail = b""
     first = b""
     quotes = multiline = truncates = unchanged = False
-    odd = 0
     for chunk in _decompressed(found.file, zone, content):
         if len(first) < _CHUNK:
             first += chunk
@@ -125,22 +155,11 @@ def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: byte
                 utf8.decode(chunk)
             except UnicodeDecodeError as error:
                 raise _Unreadable(f"the file is not UTF-8 text (near byte {position + error.start})") from None
-            if not quotes and b'"' in chunk:
-                quotes = True
-            if quotes and not multiline:
-                # A quoted value that goes on in the next line leaves an odd number of quotes behind.
-                for line in chunk.split(b"\n")[:-1]:
-                    odd += line.count(b'"')
-                    if odd % 2:
-                        multiline = True
-                        break
-                    odd = 0
-                else:
-                    odd += chunk.rsplit(b"\n", 1)[-1].count(b'"')
+            quotes = quotes or b'"' in chunk
         elif captured:
             window = tail + chunk
-            truncates = truncates or b'"__op": "t"' in window or b'"__op":"t"' in window
-            unchanged = unchanged or b'"__unchanged"' in window
+            truncates = truncates or _TRUNCATES.search(window) is not None
+            unchanged = unchanged or _UNCHANGED.search(window) is not None
             tail = window[-_LONGEST_MARK:]
         position += len(chunk)
     if csv_file and utf8.getstate()[0]:
@@ -148,13 +167,14 @@ def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: byte
     columns: tuple[str, ...] = ()
     epoch = ""
     if csv_file:
+        if quotes:
+            multiline = _spans_lines(found.file, zone, content)
         columns = _header(first)
         _check_columns(columns, table, "header")
     elif captured:
         epoch = _epoch(first)
-    return Inspected(
-        found.file,
-        found.content_hash,
+    return replace(
+        found,
         columns=columns,
         multiline=multiline,
         epoch=epoch,
@@ -176,6 +196,37 @@ def _decompressed(file: LandedFile, zone: LandingZone, content: bytes | None) ->
                     yield chunk
         except (OSError, EOFError, zlib.error):
             raise _Unreadable("the file is not a whole gzip file (damaged or cut off)") from None
+
+
+def _spans_lines(file: LandedFile, zone: LandingZone, content: bytes | None) -> bool:
+    """Whether a quoted value spans lines.
+
+    Where a quote is never closed, or text follows a closing one, nobody can tell where the rows are: Spark takes all
+    lines up to the next quote for one value, without a word (tried, 4.2).
+    """
+    csv.field_size_limit(2**31 - 1)
+    text = codecs.iterdecode(_decompressed(file, zone, content), "utf-8-sig")
+    rows = csv.reader(_lines(text), strict=True)
+    try:
+        spans = False
+        for number, _ in enumerate(rows, 1):
+            spans = spans or rows.line_num != number
+    except csv.Error:
+        raise _Unreadable(
+            f"a quote is not closed, or text follows a closing one (seen at line {rows.line_num})"
+        ) from None
+    return spans
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for chunk in chunks:
+        lines = list(io.StringIO(rest + chunk, newline=""))
+        # Its end may come with the next chunk, or one half of it.
+        rest = lines.pop() if lines else ""
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _header(first: bytes) -> tuple[str, ...]:

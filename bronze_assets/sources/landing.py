@@ -146,10 +146,10 @@ class LandingZone:
                 elif deeper and item["type"] == "directory" and _is_day(name):
                     yield from self._entries(f"{folder}/{name}", archived, deeper=False)
 
-    def find(self, path: str, archived_as: str | None) -> LandedFile | None:
+    def find(self, path: str, archived_as: str | None, *, archived_first: bool = False) -> LandedFile | None:
         """A file by its name, in the landing zone or where it was archived to; None if it is gone."""
         places = [(path, False)] + ([(archived_as, True)] if archived_as else [])
-        for location, archived in places:
+        for location, archived in reversed(places) if archived_first else places:
             full = f"{self._roots[archived]}/{location}"
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 if self._local:

@@ -75,7 +75,7 @@ class FileState:
 
     Attributes:
         partition: its day of arrival.
-        rows: that it brought into the table, once it is loaded.
+        rows: that it brought into the table when it was last loaded; None if it never was.
         attempt: how often it has been claimed.
         archived_as: where it lies in the archive.
         error: why it was quarantined or failed; never holds a row's values.
