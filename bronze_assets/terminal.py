@@ -76,9 +76,19 @@ def load_and_report(settings: Settings, *, began: float, change: Callable[[], ob
 
 def _make(settings: Settings) -> str:
     """`make` with the variables that name these settings' folders."""
-    names = {"BRONZE_HOME": settings.home, "BRONZE_LAKE": settings.lake}
-    usual = {"BRONZE_HOME": Path(".bronze").absolute(), "BRONZE_LAKE": settings.home / "lake"}
-    given = [f"{name}={shlex.quote(str(path))}" for name, path in names.items() if path != usual[name]]
+    names = {
+        "BRONZE_HOME": str(settings.home),
+        "BRONZE_LAKE": str(settings.lake),
+        "BRONZE_LANDING": settings.landing,
+        "BRONZE_ARCHIVE": settings.archive,
+    }
+    usual = {
+        "BRONZE_HOME": str(Path(".bronze").absolute()),
+        "BRONZE_LAKE": str(settings.home / "lake"),
+        "BRONZE_LANDING": str(settings.home / "landing"),
+        "BRONZE_ARCHIVE": f"{settings.landing.rpartition('/')[0]}/archive",
+    }
+    given = [f"{name}={shlex.quote(place)}" for name, place in names.items() if place != usual[name]]
     return " ".join([*given, "make"])
 
 

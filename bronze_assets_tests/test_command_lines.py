@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -9,14 +12,16 @@ import pytest
 from bronze_assets import __main__ as command_line
 from bronze_assets.demo import __main__ as demo_line
 from bronze_assets.demo import home as demo_home
+from bronze_assets.settings import Settings
+from bronze_assets.terminal import load_and_report
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
+    for name in [name for name in os.environ if name.startswith("BRONZE_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("BRONZE_HOME", str(folder))
-    for name in ("BRONZE_ENV", "BRONZE_LAKE", "BRONZE_SOURCE_URL"):
-        monkeypatch.delenv(name, raising=False)
     return folder
 
 
@@ -91,3 +96,31 @@ def test_a_home_that_cannot_be_made_is_named(
 def test_a_table_that_is_not_there_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["show", "bz_orders"]) == 1
     assert "bz_orders: there is no table at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "make ui"),
+        ({"BRONZE_LANDING": "/drop here"}, "BRONZE_LANDING='/drop here' make ui"),
+        (
+            {"BRONZE_LANDING": "s3://in/box", "BRONZE_ARCHIVE": "s3://old"},
+            "BRONZE_LANDING=s3://in/box BRONZE_ARCHIVE=s3://old make ui",
+        ),
+        ({"BRONZE_LAKE": "/lake"}, "BRONZE_LAKE=/lake make ui"),
+    ],
+)
+def test_the_report_names_every_folder_that_the_next_command_must_share(
+    variables: dict[str, str],
+    said: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("bronze_assets.orchestration.launch.load_current", lambda *_: [])
+    settings = Settings.from_environment({"BRONZE_HOME": str(home), **variables})
+
+    assert load_and_report(settings, began=time.monotonic()) == 0
+
+    (line,) = re.findall(r"^The UI +(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert line == f"BRONZE_HOME={home} {said}"

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def settings(tmp_path: Path) -> Settings:
         Environment.LOCAL,
         tmp_path,
         tmp_path / "lake",
-        "file:nowhere",
+        "postgresql://nobody@127.0.0.1:1/DE",
         str(tmp_path / "landing"),
         str(tmp_path / "archive"),
         capture=CaptureMode.BUILTIN,
@@ -566,6 +567,11 @@ class TestKeepingTheCaptureAlive:
         assert self.look(settings, kept) == (0, f"Run {run.run_id} captures.")
         kept.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", run.job_name), run.run_id)
         assert self.look(settings, kept) == (1, "")
+
+    def test_without_a_source_no_run_is_started_for_nothing(self, settings: Settings, kept: dg.DagsterInstance) -> None:
+        count, why = self.look(replace(settings, source_url=f"file:{settings.home}/postgres/source_url"), kept)
+        assert count == 0
+        assert re.search(r"BRONZE_SOURCE_URL points to .*postgres/source_url, which cannot be read.*make demo", why)
 
     def test_a_killed_run_is_closed_and_followed_at_once(self, settings: Settings, kept: dg.DagsterInstance) -> None:
         run = self.run(settings, kept, dg.DagsterEventType.RUN_START, **{PROCESS_TAG: gone()})

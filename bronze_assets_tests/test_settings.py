@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bronze_assets.errors import SettingsError
-from bronze_assets.settings import Environment, Settings, resolve_secret
+from bronze_assets.settings import CaptureMode, Discovery, Environment, Settings, resolve_secret
 
 
 def test_without_any_variable_everything_lies_under_dot_bronze() -> None:
@@ -16,6 +16,8 @@ def test_without_any_variable_everything_lies_under_dot_bronze() -> None:
     assert settings.environment is Environment.LOCAL
     assert settings.home == home
     assert settings.lake == home / "lake"
+    assert settings.landing == f"{home}/landing"
+    assert settings.archive == f"{home}/archive"
     assert settings.dagster_home == home / "dagster"
     assert settings.source_url == f"file:{home}/postgres/source_url"
     assert settings.start_date == dt.date(2026, 1, 1)
@@ -42,6 +44,8 @@ def test_variables_override_the_defaults(tmp_path: Path) -> None:
     ("variable", "value"),
     [
         ("BRONZE_ENV", "production"),
+        ("BRONZE_CAPTURE", "on"),
+        ("BRONZE_DISCOVERY", "guess"),
         ("BRONZE_LAKE", "s3://bucket/lake"),
         ("BRONZE_TIME_ZONE", "Mars/Olympus"),
         ("BRONZE_START_DATE", "01.02.2026"),
@@ -55,6 +59,38 @@ def test_variables_override_the_defaults(tmp_path: Path) -> None:
 def test_a_malformed_variable_is_named_with_its_value_and_a_fix(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{variable}='{value}'.* Fix: "):
         Settings.from_environment({variable: value})
+
+
+def test_changes_are_captured_from_the_embedded_server_and_from_another_only_when_asked() -> None:
+    own = {"BRONZE_SOURCE_URL": "postgresql://db/DE"}
+
+    assert Settings.from_environment({}).capture is CaptureMode.BUILTIN
+    assert Settings.from_environment(own).capture is CaptureMode.OFF
+    for mode in CaptureMode:
+        assert Settings.from_environment({**own, "BRONZE_CAPTURE": mode.value}).capture is mode
+
+
+@pytest.mark.parametrize(
+    ("landing", "archive"),
+    [
+        ("/data/landing/", "/data/archive"),
+        ("s3://company/in/landing", "s3://company/in/archive"),
+        ("abfss://box@account.dfs.core.windows.net/landing/", "abfss://box@account.dfs.core.windows.net/archive"),
+    ],
+)
+def test_the_archive_lies_beside_the_landing_zone_wherever_that_is(landing: str, archive: str) -> None:
+    settings = Settings.from_environment({"BRONZE_LANDING": landing})
+
+    assert (settings.landing, settings.archive) == (landing.rstrip("/"), archive)
+    elsewhere = Settings.from_environment({"BRONZE_LANDING": landing, "BRONZE_ARCHIVE": "/old/"})
+    assert elsewhere.archive == "/old"
+
+
+def test_auto_loader_is_refused_where_there_is_none() -> None:
+    with pytest.raises(SettingsError, match="BRONZE_DISCOVERY=autoloader needs Databricks"):
+        Settings.from_environment({"BRONZE_DISCOVERY": "autoloader"})
+    there = Settings.from_environment({"BRONZE_ENV": "prod", "BRONZE_DISCOVERY": "autoloader"})
+    assert there.discovery is Discovery.AUTOLOADER
 
 
 def test_neither_the_source_nor_the_mirror_shows_in_the_settings_text() -> None:

@@ -209,6 +209,11 @@ def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
     )
     def keep_alive(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         close_dead_runs(context.instance)
+        try:
+            resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL")
+        except BronzeError as error:
+            # A home without its server yet: no run could do anything.
+            return dg.SkipReason(str(error))
         filters = dg.RunsFilter(job_name=job_name(schema), statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} captures.")
