@@ -204,8 +204,7 @@ class FileLoad:
 
     def _outstanding(self) -> list[LandedFile]:
         zone, partition = self._bench.zone, self._attempt.partition
-        now = self._bench.moment()
-        today = current_partition(self._table.cadence, now)
+        today = current_partition(self._table.cadence, self._bench.moment())
         if self._attempt.options.reload:
             return self._reloaded()
         files = self._found(today)
@@ -216,6 +215,8 @@ class FileLoad:
             archived = {f.path: f for f in zone.archived(self._feed, partition) if f.location not in known}
             landed = {file.path: file for file in files}
             files = list(({**landed, **archived} if kept else {**archived, **landed}).values())
+        # By the clock, not as of the run's snapshot: what arrived just before that one has long settled.
+        now = self._bench.clock()
         settled = now - dt.timedelta(seconds=self._feed.settle_seconds)
         return [
             file

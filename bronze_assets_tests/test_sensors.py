@@ -353,7 +353,15 @@ class TestFirstSighting:
         shop_floor.drop(f"{SENSOR_FILES}/a.csv", written=late - dt.timedelta(seconds=1))
         assert "younger" in shop_floor.reason(late)
         assert shop_floor.asked(late + MINUTE) == {YESTERDAY: ["bz_sensor_data"]}
-        assert files_waiting([SENSORS], shop_floor.settings, late + MINUTE) == {YESTERDAY: ["bz_sensor_data"]}
+        assert files_waiting([SENSORS], shop_floor.settings, late + MINUTE, late + MINUTE) == {
+            YESTERDAY: ["bz_sensor_data"]
+        }
+
+    def test_a_run_that_began_before_midnight_takes_what_arrives_after_it(self, shop_floor: Feeds) -> None:
+        late = dt.datetime(2026, 3, 9, 23, 59, 57, tzinfo=dt.UTC)
+        shop_floor.drop(f"{SENSOR_FILES}/a.csv", written=late)
+        waiting = files_waiting([SENSORS], shop_floor.settings, late + MINUTE, late)
+        assert waiting == {YESTERDAY: ["bz_sensor_data"]}
 
     def test_it_is_told_to_the_ledger_once(self, shop_floor: Feeds) -> None:
         shop_floor.drop(f"{SENSOR_FILES}/a.csv")

@@ -182,10 +182,10 @@ class _Launch:
 
     def load_files(self) -> None:
         """Load the files of all tables in every partition for which some wait, and in the current one."""
-        now = self.bench.moment()
         for job in file_jobs(self.tables, self.settings):
-            today = current_partition(job.cadence, now)
-            waiting = files_waiting(job.tables, self.settings, now)
+            moment = self.bench.moment()
+            today = current_partition(job.cadence, moment)
+            waiting = files_waiting(job.tables, self.settings, self.bench.clock(), moment)
             if not {table.name for table in job.tables} <= set(self.ends):
                 waiting.setdefault(today, [])
             for partition in sorted(waiting):

@@ -122,7 +122,7 @@ def tick(
     """
     close_dead_runs(instance)
     memory = _Cursor.read(cursor)
-    found = _look(job.tables, settings, now, memory)
+    found = _look(job.tables, settings, now, now, memory)
     busy = {
         run.tags.get("dagster/partition"): run.run_id
         for run in instance.get_runs(filters=dg.RunsFilter(job_name=job.name, statuses=UNFINISHED))
@@ -153,12 +153,21 @@ def tick(
     return dg.SensorResult(skip_reason=" ".join(reasons) or "No new files.", cursor=memory.write())
 
 
-def files_waiting(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime) -> dict[str, list[str]]:
-    """Partition → names of the tables for which files wait there."""
-    return {partition: list(by_table) for partition, by_table in _look(tables, settings, now, _Cursor()).files.items()}
+def files_waiting(
+    tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, moment: dt.datetime
+) -> dict[str, list[str]]:
+    """Partition → names of the tables for which files wait there.
+
+    Args:
+        moment: whose partition is in progress.
+    """
+    found = _look(tables, settings, now, moment, _Cursor())
+    return {partition: list(by_table) for partition, by_table in found.files.items()}
 
 
-def _look(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, memory: _Cursor) -> _Found:
+def _look(
+    tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, moment: dt.datetime, memory: _Cursor
+) -> _Found:
     zone = LandingZone(settings.landing, settings.archive)
     lake = Lakehouse(settings.lake)
     found = _Found()
@@ -169,7 +178,7 @@ def _look(tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, m
     for table in tables:
         feed = table.feed
         assert feed is not None
-        today = current_partition(table.cadence, now)
+        today = current_partition(table.cadence, moment)
         files = zone.files(feed)
         ledger = Ledger(lake, table, lambda: now)
         waiting = ledger.outstanding(files)
