@@ -420,6 +420,12 @@ class TestKilledLoads:
             assert shop_floor.said == ["Run by-hand is loading bz_sensor_data; waiting: 1 file."]
         assert [*shop_floor.asked().values()] == [["bz_equipment_logs", "bz_sensor_data"]]
 
+    def test_a_load_at_work_with_all_that_is_there_leaves_nothing_waiting(self, shop_floor: Feeds) -> None:
+        shop_floor.drop(f"{SENSOR_FILES}/a.csv")
+        shop_floor.record(SENSORS, f"{SENSOR_FILES}/a.csv", FileEvent.CLAIMED)
+        with lease(shop_floor.lake, SENSORS, "by-hand", 60):
+            assert shop_floor.reason() == "Run by-hand is loading bz_sensor_data."
+
 
 class TestCapturedTables:
     def test_changes_are_asked_for_as_any_files(self, inventory: Feeds) -> None:
@@ -512,6 +518,11 @@ class TestCapturedTables:
         assert inventory.asked() == {TODAY: CAPTURED}
         assert inventory.told() == []
         assert run_key(inventory.look()) == first
+        file = change(inventory, ORDERS)
+        with lease(inventory.lake, ORDERS, "by-hand", 60):
+            inventory.look()
+            assert inventory.said == ["Run by-hand is loading bz_orders; waiting: 1 file and a snapshot."]
+        file.unlink()
         assert run_key(inventory.look(NOON + 5 * MINUTE)) != first
         inventory.snapshot(*inventory.job.tables, lsn=0x300)
         assert inventory.asked() == {}

@@ -36,6 +36,7 @@ MOST_PARTITIONS = 5
 MOST_SIGHTINGS = 10_000
 """Files of flat prefixes whose first sighting one tick records."""
 MOST_REASONS = 5
+_SNAPSHOT = "snapshot"
 RETRY = dt.timedelta(minutes=5)
 """After which files are asked for again that a run did not load."""
 RENEWAL = dt.timedelta(minutes=10)
@@ -131,7 +132,7 @@ def tick(
     reasons = found.reasons
     first = partitions(job.cadence, settings).get_first_partition_key() or ""
     for partition, by_table in sorted(found.files.items()):
-        waiting = _files(sum(len(files) for files in by_table.values()))
+        waiting = _counted([what for waits in by_table.values() for what in waits])
         if partition < first:
             reasons.append(f"{partition} lies before the first partition, {first}; it holds {waiting}.")
         elif partition > current_partition(job.cadence, now):
@@ -190,18 +191,20 @@ def _look(
         _remember(ledger, [file for file in waiting if file.day is None], today)
         at_work = holder(lake, table, settings.lease_seconds, now)
         if at_work is not None:
-            found.reasons.append(f"Run {at_work} is loading {table.name}; waiting: {_files(len(waiting))}.")
+            asked = [file.path for file in waiting] + [_SNAPSHOT] * (beginning is not None)
+            more = f"; waiting: {_counted(asked)}" if asked else ""
+            found.reasons.append(f"Run {at_work} is loading {table.name}{more}.")
             continue
         if beginning:
             # Where the capture has just begun, or had to begin anew, a snapshot comes first.
-            found.ask(table, today, beginning)
+            found.ask(table, today, f"{_SNAPSHOT} {beginning}")
         for state in left:
             found.ask(table, state.partition, f"{state.path} {state.event} {state.batch_id} {state.attempt}")
         proposed = SchemaVersions(lake, table, lambda: now).proposed()
         if waiting and proposed:
             found.reasons.append(
                 f"{table.name} waits until somebody accepts {', '.join(map(repr, proposed))},"
-                f" and with it {_files(len(waiting))}."
+                f" and with it {_counted([file.path for file in waiting])}."
             )
             continue
         for file in waiting:
@@ -259,8 +262,10 @@ def _remember(ledger: Ledger, files: Sequence[LandedFile], today: str) -> None:
         return
 
 
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
+def _counted(waiting: Sequence[str]) -> str:
+    files = sum(not what.startswith(_SNAPSHOT) for what in waiting)
+    counts = [f"{files:,} file{'s' * (files != 1)}"] if files else []
+    return " and ".join(counts + ["a snapshot"] * (files < len(waiting)))
 
 
 def _request(job: LoadJob, partition: str, by_table: dict[str, list[str]], now: dt.datetime) -> dg.RunRequest:
@@ -306,6 +311,6 @@ def _renewals(
                 metadata={"rows": 0, "confirmed_at": dg.MetadataValue.timestamp(confirmed)},
             )
         )
-    if not events and not found.files:
+    if not events and not found.behind:
         found.reasons.append("No new files; the capture is alive.")
     return events
