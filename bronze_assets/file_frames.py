@@ -17,7 +17,16 @@ from bronze_assets.audit import LoadRecord
 from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ, Frames
 from bronze_assets.lakehouse import QUARANTINE
 from bronze_assets.quality import EXPECTED, LINE, raw_column
-from bronze_assets.sources.files import ARRIVED, CARRIED, FILE, OPERATION, POSITION, UNKNOWN, ClaimedFiles
+from bronze_assets.sources.files import (
+    ARRIVED,
+    CARRIED,
+    FILE,
+    OPERATION,
+    POSITION,
+    UNKNOWN,
+    ClaimedFiles,
+    previous_key,
+)
 from bronze_assets.sources.inspection import Inspected
 from bronze_assets.table import RESCUED, BronzeTable
 
@@ -163,22 +172,15 @@ class FileFrames(Frames):
         names = [c.name for c in self._table.columns if not c.key] + list(self.extra)
         mine = frame.withColumns({"__stored": F.lit(False), "__lost": F.lit(False)})
         if self._versions is not None:
-            stored = self._versions.select(
+            stored = self._versions.where(F.col("record_status") == ACTIVE).select(
                 *self._keys, *names, F.col("source_position").alias(POSITION), F.lit(True).alias("__stored")
             )
             mine = mine.unionByName(stored, allowMissingColumns=True)
-        order = Window.partitionBy(*self._keys).orderBy(POSITION).rowsBetween(Window.unboundedPreceding, -1)
-        for name in names:
-            left = F.coalesce(F.array_contains(CARRIED, name), F.lit(False))
-            raw = raw_column(name)
-            both = [n for n in (name, raw) if n in frame.columns]
-            last = F.last(F.when(~left, F.struct(*both)), ignorenulls=True).over(order)
-            mine = mine.withColumn("__before", last)
-            before = F.col("__before")
-            mine = mine.withColumns(
-                {n: F.when(left, before[n]).otherwise(F.col(n)) for n in both}
-                | {"__lost": F.coalesce(F.col("__lost"), F.lit(False)) | (left & before.isNull())}
-            )
+        # After a change of the key, from the version under the key before it.
+        moved = F.col(previous_key(self._keys[0])).isNotNull()
+        before_keys = [F.coalesce(F.col(previous_key(k)), F.col(k)) for k in self._keys]
+        for keys, rows in ((before_keys, moved), ([F.col(k) for k in self._keys], ~moved)):
+            mine = self._filled(mine, names, keys, rows)
         return (
             mine.where(~F.col("__stored"))
             .withColumns(
@@ -193,6 +195,25 @@ class FileFrames(Frames):
             )
             .drop("__stored", "__before", "__lost")
         )
+
+    @staticmethod
+    def _filled(mine: DataFrame, names: Sequence[str], keys: Sequence[SparkColumn], rows: SparkColumn) -> DataFrame:
+        """The same rows; those that `rows` selects with the values that they left out, from the row before by key."""
+        order = Window.partitionBy(*keys).orderBy(POSITION).rowsBetween(Window.unboundedPreceding, -1)
+        for name in names:
+            left = F.coalesce(F.array_contains(CARRIED, name), F.lit(False))
+            raw = raw_column(name)
+            both = [n for n in (name, raw) if n in mine.columns]
+            # A deletion has no values: one goes before the new row in a change of the key.
+            gives = ~left & ~F.col(OPERATION).eqNullSafe("d")
+            last = F.last(F.when(gives, F.struct(*both)), ignorenulls=True).over(order)
+            mine = mine.withColumn("__before", last)
+            before = F.col("__before")
+            mine = mine.withColumns(
+                {n: F.when(left & rows, before[n]).otherwise(F.col(n)) for n in both}
+                | {"__lost": F.coalesce(F.col("__lost"), F.lit(False)) | (left & rows & before.isNull())}
+            )
+        return mine.withColumn(CARRIED, F.when(~F.coalesce(rows, F.lit(False)), F.col(CARRIED)))
 
     def _with_truncated(self, outcomes: DataFrame) -> DataFrame:
         """A row `deleted` at the position of each TRUNCATE for every key that was live then."""

@@ -2,8 +2,8 @@
 
 A stream over `cloudFiles` finds files without listing the landing zone, and its checkpoint remembers them. Each
 micro-batch records the first sighting of its files in the ledger *before* the checkpoint moves on. So a load claims
-what the ledger says, a file that the stream has found is never forgotten, and a deleted checkpoint only makes the stream
-find everything again, which the ledger knows already.
+what the ledger says, a file that the stream has found is never forgotten, and a deleted checkpoint only makes the
+stream find everything again, which the ledger knows already.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ ARRIVED = "__arrived"
 OPERATION = "__operation"
 UNKNOWN = "__unknown"
 CARRIED = "__carried"
+UNAVAILABLE = "__debezium_unavailable_value"
 _VALUES = "__values"
 _KEYS = "__keys"
 _UTF8 = "__utf8"
@@ -48,6 +49,7 @@ _CAPTURE_FIELDS = (
     "__seq",
     "__source_epoch",
     "__unchanged",
+    "__previous_key",
 )
 # `$` would let a line's end pass.
 _WHOLE = r"^[+-]?[0-9]+(\.0+)?\z"
@@ -338,9 +340,11 @@ def _typed(
             F.lpad(F.hex(F.coalesce(lsn, F.lit(0))), 16, "0"),
             F.lpad(sequence.cast("string"), 10, "0"),
         )
-        operation = F.when(said("__deleted") == "true", "d").otherwise(op)
+        operation = F.when((said("__deleted") == "true") & (op != "t"), "d").otherwise(op)
         arrived = F.coalesce(F.timestamp_millis(said("__source_ts_ms").try_cast("long")), F.col(ARRIVED))
-        carried = F.from_json(said("__unchanged"), "array<string>")
+        carried = _left_out(said("__unchanged"), table)
+        previous = F.from_json(said("__previous_key"), "map<string, string>")
+        selected += [_parsed(previous[c.name], c.type, feed).alias(previous_key(c.name)) for c in table.key]
     else:
         moment = F.col(ARRIVED)
         if feed.event_time is not None:
@@ -362,6 +366,25 @@ def _typed(
         carried.alias(CARRIED),
     ]
     return frame.select(*selected)
+
+
+def previous_key(name: str) -> str:
+    """Name of the column with the key that a row had before a change of it, where values are to be carried from."""
+    return f"__previous_{name}"
+
+
+def _left_out(named: SparkColumn, table: BronzeTable) -> SparkColumn:
+    """Names of the columns that a change leaves as they were: our capture names them, Debezium puts a text there."""
+    placed = [
+        F.when(F.col(_VALUES)[c.name] == UNAVAILABLE, c.name)
+        for c in table.columns
+        if not c.key and isinstance(c.type, T.StringType)
+    ]
+    both = F.concat(
+        F.coalesce(F.from_json(named, "array<string>"), F.array().cast("array<string>")),
+        F.array_compact(F.array(*placed)) if placed else F.array().cast("array<string>"),
+    )
+    return F.when(F.size(both) > 0, both)
 
 
 def _refused(frame: DataFrame, expected: SparkColumn) -> DataFrame:

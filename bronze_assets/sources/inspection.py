@@ -29,7 +29,7 @@ _CHUNK = 4 * 2**20
 _THREADS = 8
 _LONGEST_MARK = 64
 _TRUNCATES = re.compile(rb'"__op"\s*:\s*"t"', re.IGNORECASE)
-_UNCHANGED = re.compile(rb'"__unchanged"', re.IGNORECASE)
+_UNCHANGED = re.compile(rb'"__unchanged"|__debezium_unavailable_value', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
