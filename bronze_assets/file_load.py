@@ -458,7 +458,7 @@ class FileLoad:
         extra: Mapping[str, T.DataType],
         versions: DataFrame | None,
     ) -> FileFrames:
-        epochs = {one.epoch: self._attempt.log.epoch(one.epoch) for one in files if one.epoch}
+        epochs = self._epochs(files)
         now = self._bench.moment()
         return FileFrames(
             self._bench.session,
@@ -470,6 +470,17 @@ class FileLoad:
             versions=versions,
             redelivered=self._feed.captured and self._bench.settings.capture is CaptureMode.EXTERNAL,
         )
+
+    def _epochs(self, files: Sequence[Inspected]) -> dict[str, int]:
+        """Source epoch → its ordinal. Where a file names none, as Debezium's do, the latest that is known."""
+        log = self._attempt.log
+        known: dict[str, int] = {}
+        for batch in log.batches:
+            # Files of an epoch may come late, when another has begun: it has one ordinal all the same.
+            if batch.source_epoch:
+                known.setdefault(batch.source_epoch, batch.epoch)
+        latest = max(known.values(), default=1)
+        return {one.epoch: known.get(one.epoch, log.epoch(one.epoch)) if one.epoch else latest for one in files}
 
     def _refuse_unaccepted(self, batch_id: str, files: Sequence[Inspected], extra: Mapping[str, T.DataType]) -> None:
         """Raise `SchemaMismatch`, before anything is written, if the files have columns that stop the table."""
