@@ -572,12 +572,19 @@ class TestKeepingTheCaptureAlive:
         return len(data.run_requests or []), data.skip_message or ""
 
     def run(
-        self, settings: Settings, instance: dg.DagsterInstance, *events: dg.DagsterEventType, **tags: str
+        self,
+        settings: Settings,
+        instance: dg.DagsterInstance,
+        *events: dg.DagsterEventType,
+        seconds: float = 0,
+        **tags: str,
     ) -> dg.DagsterRun:
+        """A run with these events, so many seconds apart."""
         definition = build_definitions(settings, TABLES).resolve_job_def(job_name("inventory_bronze"))
         run = instance.create_run_for_job(definition, tags=tags)
-        for event in events:
-            instance.report_dagster_event(dg.DagsterEvent(event.value, run.job_name), run.run_id)
+        for number, event in enumerate(events, start=1):
+            moment = time.time() - (len(events) - number) * seconds
+            instance.report_dagster_event(dg.DagsterEvent(event.value, run.job_name), run.run_id, timestamp=moment)
         return run
 
     def test_one_run_at_a_time(self, settings: Settings, kept: dg.DagsterInstance) -> None:
@@ -615,7 +622,11 @@ class TestKeepingTheCaptureAlive:
             assert expected - 20 < pause <= expected
         self.run(settings, kept, dg.DagsterEventType.RUN_START, dg.DagsterEventType.RUN_SUCCESS)
         self.run(settings, kept, *ends)
-        assert self.look(settings, kept) == (1, ""), "one that captured something counts anew"
+        assert self.look(settings, kept) == (1, ""), "after one that ended well"
+        self.run(settings, kept, *ends)
+        assert self.look(settings, kept)[0] == 0
+        self.run(settings, kept, *ends, seconds=120)
+        assert self.look(settings, kept) == (1, ""), "after one that had captured for a while"
 
 
 @pytest.mark.slow
