@@ -577,11 +577,11 @@ class TestKeepingTheCaptureAlive:
         instance: dg.DagsterInstance,
         *events: dg.DagsterEventType,
         seconds: float = 0,
-        **tags: str,
+        process: str | None = None,
     ) -> dg.DagsterRun:
         """A run with these events, so many seconds apart."""
         definition = build_definitions(settings, TABLES).resolve_job_def(job_name("inventory_bronze"))
-        run = instance.create_run_for_job(definition, tags=tags)
+        run = instance.create_run_for_job(definition, tags={PROCESS_TAG: process} if process else {})
         for number, event in enumerate(events, start=1):
             moment = time.time() - (len(events) - number) * seconds
             instance.report_dagster_event(dg.DagsterEvent(event.value, run.job_name), run.run_id, timestamp=moment)
@@ -600,7 +600,7 @@ class TestKeepingTheCaptureAlive:
         assert re.search(r"BRONZE_SOURCE_URL points to .*postgres/source_url, which cannot be read.*make demo", why)
 
     def test_a_killed_run_is_closed_and_followed_at_once(self, settings: Settings, kept: dg.DagsterInstance) -> None:
-        run = self.run(settings, kept, dg.DagsterEventType.RUN_START, **{PROCESS_TAG: gone()})
+        run = self.run(settings, kept, dg.DagsterEventType.RUN_START, process=gone())
         assert self.look(settings, kept) == (1, "")
         closed = kept.get_run_by_id(run.run_id)
         assert closed is not None
