@@ -70,6 +70,8 @@ class FileLoad:
 
     def load(self, _again: Batch | None) -> Iterator[LoadRecord]:
         """Load the files that are outstanding in the partition, at most `max_files` in a batch; then archive."""
+        # Interrupted batches have been settled since it was read.
+        self._ledger.refresh()
         # What an interrupted load has moved but not recorded would look like new files in the archive.
         self.archive()
         waiting = self._outstanding()
