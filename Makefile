@@ -20,8 +20,8 @@ load: install ## Load the ten tables from the server that BRONZE_SOURCE_URL name
 ui: install ## Open Dagster's UI on the same state, until Ctrl-C
 	@$(PY) -m bronze_assets.demo ui
 
-test: install ## Run the tests; ALL=1 runs the slow ones too
-	@$(PY) -m pytest $(if $(ALL),,-m "not slow")
+test: install ## Run the tests; ALL=1 runs the slow ones too, NIGHTLY=1 leaves nothing out
+	@$(PY) -m pytest $(if $(NIGHTLY),,-m "not nightly$(if $(ALL),, and not slow)")
 
 lint: install ## Check style, format and types
 	@$(PY) -m ruff check .

@@ -1663,7 +1663,7 @@ def test_snapshot_and_later_changes_make_the_final_state_whoever_writes_meanwhil
         assert order == sorted(set(order))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_transaction_of_two_million_rows_takes_bounded_memory(
     database: Connection, source_url: str, landed: Landed, make: Callable[..., Capture]
 ) -> None:

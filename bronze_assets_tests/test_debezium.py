@@ -175,7 +175,7 @@ def written_as_ours(value: Any) -> Any:
     return value
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_lines_equal_debeziums_flattened_records(
     source: Connection, source_url: str, tmp_path: Path, debezium_jars: Path
 ) -> None:

@@ -390,7 +390,7 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"__pycache__"} == {".bronze"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_freshness_passes_warns_fails_and_passes_again(tmp_path: Path) -> None:
     """With the real daemon and the shortest windows that Dagster takes."""
     (tmp_path / "faked.py").write_text(
