@@ -11,10 +11,10 @@ help: ## Show this list
 install: ## Make .venv with the pinned dependencies; the other targets do so by themselves
 	@$(PYTHON) bootstrap.py
 
-demo: install ## Start PostgreSQL with sample data, load the ten bronze tables, print the report
+demo: install ## Start PostgreSQL with sample data, load tables, files and changes, print the report
 	@$(PY) -m bronze_assets.demo demo
 
-load: install ## Load the ten tables from the server that BRONZE_SOURCE_URL names
+load: install ## Load what is outstanding from the server that BRONZE_SOURCE_URL names
 	@$(PY) -m bronze_assets load
 
 ui: install ## Open Dagster's UI on the same state, until Ctrl-C
@@ -28,8 +28,9 @@ lint: install ## Check style, format and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: install ## Measure full loads against bare Spark copies
+bench: install ## Measure full loads and file loads against bare Spark
 	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.files
 
 clean: ## Stop what was started and remove BRONZE_HOME (default .bronze)
 	@if [ -x $(PY) ]; then $(PY) -m bronze_assets.demo clean; else echo "Nothing is installed, so nothing was started."; fi

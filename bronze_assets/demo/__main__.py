@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def demo(settings: Settings) -> int:
-    """Load the ten tables from an embedded PostgreSQL with sample data; returns the exit code."""
+    """Load sample data from an embedded PostgreSQL, files and changes; returns the exit code."""
     settings.require_local()
     began = time.monotonic()
     rows = sum(counts["rows"] for counts in PLANTED.values())
