@@ -73,7 +73,7 @@ def main() -> None:
 
 def bench_settings(settings: Settings) -> Settings:
     """Settings of a home of its own below the given one, with that one's jars."""
-    home = settings.home / "bench-files"
+    home = settings.home / "bench" / "files"
     jars = settings.home / "jars"
     return dataclasses.replace(
         settings,
