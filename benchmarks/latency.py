@@ -1,8 +1,8 @@
 """How long a committed row takes to bronze, with `make ui` running on the demo's defaults.
 
 Starts the UI as a user would, changes the demo's tables at a steady rate, waits until everything is loaded, and
-measures from outside: the commit time of each change, as its landing file has it, against the time of the Delta commit that
-brought it, as the table's log has it.
+measures from outside: the commit time of each change, as its landing file has it, against the time of the Delta commit
+that brought it, as the table's log has it.
 """
 
 from __future__ import annotations
