@@ -6,12 +6,13 @@ and starts, and the home's removal.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog import TABLES, inventory, manufacturing
 from bronze_assets.demo import postgres
+from bronze_assets.demo.files import drop_sample_files
 from bronze_assets.processes import still_alive
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 300
 NAMES = [table.name for table in TABLES]
+CAPTURED = [table.name for table in inventory.TABLES if table.feed is not None]
+FEEDS = [table.name for table in manufacturing.TABLES]
 
 STATE = """{ assetNodes {
   assetKey { path } isExecutable partitionKeys
@@ -95,11 +99,13 @@ class Story:
             return cursor.fetchall() if cursor.description else []
 
     def rows(self, table: str, columns: str = "count(*)", where: str = "true") -> list[tuple[Any, ...]]:
-        return lake_reader.tuples(self.home / "lake" / lake_reader.SCHEMA / table, columns, where=where)
+        schema = "manufacturing_bronze" if table.removesuffix("_quarantine") in FEEDS else lake_reader.SCHEMA
+        return lake_reader.tuples(self.home / "lake" / schema / table, columns, where=where)
 
-    def report(self, output: str) -> dict[str, list[int]]:
-        """Table → its six counts, as the report shows them."""
-        lines = re.findall(r"^(bz_\w+) +([\d,]+(?: +[\d,]+){5}) ", output, re.MULTILINE)
+    def report(self, output: str, *, files: bool = False) -> dict[str, list[int]]:
+        """Table → its counts as the report shows them: six of the load, or seven of what files brought."""
+        loads, _, arrived = output.partition("\nfrom files ")
+        lines = re.findall(r"^(bz_\w+)((?: +[\d,]+){6,7}) ", arrived if files else loads, re.MULTILINE)
         return {table: [int(n.replace(",", "")) for n in counts.split()] for table, counts in lines}
 
 
@@ -142,7 +148,8 @@ def test_what_a_user_does_from_the_first_load_to_the_last_folder(story: Story) -
     assert code == 0, output
     first = story.report(output)
     assert list(first) == NAMES
-    for table in TABLES:
+    assert [first[name] for name in FEEDS] == [[0] * 6] * 3, "no file has arrived"
+    for table in inventory.TABLES:
         read, loaded, quarantined, duplicates, unchanged, deleted = first[table.name]
         assert read == story.ask(f"select count(*) from {table.source}")[0][0]
         assert read == loaded + quarantined + duplicates + unchanged
@@ -160,6 +167,8 @@ def test_what_a_user_does_from_the_first_load_to_the_last_folder(story: Story) -
     assert "Nothing changed" in output
     for name, counts in story.report(output).items():
         assert counts[1] == 0
+        if name in FEEDS:
+            continue
         assert story.rows(name) == [(first[name][1] + first[name][4],)]
 
     # The UI shows it, and loads thirty past days in one run.
@@ -213,6 +222,45 @@ def test_what_a_user_does_from_the_first_load_to_the_last_folder(story: Story) -
 @pytest.mark.slow
 def test_the_demo_loads_a_server_of_its_own_reports_and_leaves_nothing_running(story: Story, tmp_path: Path) -> None:
     demo = Story(tmp_path / "demo home", story.url, story.source, story.jars)
+    planted = drop_sample_files(str(tmp_path / "again"), str(tmp_path / "none"), now=dt.datetime.now(dt.UTC))
+
+    # The first time: everything, then what applications change meanwhile.
+    output = run_and_watch(demo)
+    assert "BRONZE_SOURCE_URL and BRONZE_CAPTURE are not used here" in output
+    report, files = demo.report(output), demo.report(output, files=True)
+    assert list(report) == NAMES
+    assert sum(report[table.name][0] for table in inventory.TABLES) == 240_633
+    for name, counts in report.items():
+        assert counts[0] == sum(counts[1:5])
+        changed = 10 if name in CAPTURED else 0
+        assert demo.rows(name) == [(counts[1] + changed,)]
+    see_what_files_brought(demo, files, planted)
+    # Six rows updated, three inserted and one deleted in each table: read, loaded, deleted.
+    for name in CAPTURED:
+        assert files[name][2:5] == [10, 9, 1]
+        kinds = demo.rows(name, "record_status, count(*)", "file_name is not null group by 1")
+        assert kinds == [("ACTIVE", 9), ("DELETED", 1)]
+
+    # The second time: no snapshot of a captured table, no file twice, only what has changed since.
+    output = run_and_watch(demo)
+    again = demo.report(output)
+    assert {name: again[name][1] for name in NAMES} == dict.fromkeys(NAMES, 0)
+    assert {name: again[name][0] for name in (*CAPTURED, *FEEDS)} == dict.fromkeys((*CAPTURED, *FEEDS), 0)
+    files = demo.report(output, files=True)
+    assert [files[name][2:5] for name in CAPTURED] == [[10, 9, 1]] * 8
+    assert not set(files) & set(FEEDS)
+    for name in CAPTURED:
+        assert demo.rows(name) == [(report[name][1] + 20,)]
+    batches = demo.rows("bz_batches", "table_name, scope_kind, count(*)", "event = 'done' group by 1, 2")
+    assert [row for row in batches if row[0] in CAPTURED] == sorted(
+        [(name, "files", 2) for name in CAPTURED] + [(name, "full", 1) for name in CAPTURED], key=repr
+    )
+    # The story's own server was left alone.
+    assert story.ask("select 1") == [(1,)]
+
+
+def run_and_watch(demo: Story) -> str:
+    """What `make demo` says; it must end well and leave no process behind."""
     process = demo.start("bronze_assets.demo", "demo")
     family: dict[int, psutil.Process] = {}
     lines = []
@@ -221,22 +269,28 @@ def test_the_demo_loads_a_server_of_its_own_reports_and_leaves_nothing_running(s
         lines.append(line)
         family |= {child.pid: child for child in offspring(process)}
     assert process.wait(PATIENCE) == 0, lines
-    output = "".join(lines)
-
-    assert "BRONZE_SOURCE_URL is not used here" in output
-    report = demo.report(output)
-    assert list(report) == NAMES
-    assert sum(counts[0] for counts in report.values()) == 240_633
-    for name, counts in report.items():
-        assert counts[0] == sum(counts[1:5])
-        assert demo.rows(name) == [(counts[1],)]
     assert not still_alive(list(family.values()), 20)
-    # The story's own server was left alone.
-    assert story.ask("select 1") == [(1,)]
+    return "".join(lines)
+
+
+def see_what_files_brought(demo: Story, files: dict[str, list[int]], planted: Mapping[str, Mapping[str, int]]) -> None:
+    """Every planted file is in its table, or it stands in the quarantine and stays where it lay."""
+    for name, counts in planted.items():
+        table = f"bz_{name}"
+        assert files[table][:2] == [counts["files"], counts["bad_files"]]
+        assert files[table][2] == counts["rows"]
+        assert files[table][3] == counts["loaded"]
+        assert demo.rows(table) == [(counts["loaded"],)]
+        assert demo.rows(table, "count(distinct file_name)") == [(counts["files"] - counts["bad_files"],)]
+        folder = f"raw/{name.replace('_', '-')}"
+        left = [path for path in (demo.home / "landing" / folder).rglob("*") if path.is_file()]
+        archived = [path for path in (demo.home / "archive" / folder).rglob("*") if path.is_file()]
+        assert len(left) == counts["bad_files"]
+        assert len(archived) == counts["files"] - counts["bad_files"]
 
 
 def see_what_was_loaded(dagster: Dagster, first: dict[str, list[int]]) -> None:
-    """Checks, partitions and freshness of all ten tables are to be read over GraphQL."""
+    """Checks, partitions and freshness of all tables are to be read over GraphQL."""
     nodes = {node["assetKey"]["path"][-1]: node for node in dagster.ask(STATE)["assetNodes"] if node["isExecutable"]}
     assert sorted(nodes) == sorted(NAMES)
     for name, node in nodes.items():
