@@ -360,14 +360,22 @@ class Lakehouse:
             where: SQL condition; see `sql_literal`.
             version: of the table; the current one by default.
         """
+        answer = self.query(schema, name, f"select {', '.join(columns)} from t where {where}", version=version)
+        found: list[dict[str, Any]] = [] if answer is None else answer.to_pylist()
+        return found
+
+    def query(self, schema: str, name: str, query: str, *, version: int | None = None) -> pa.Table | None:
+        """The answer to a query of one table, called `t` there, without Spark; None if it is missing.
+
+        Args:
+            version: of the table; the current one by default.
+        """
         path = str(self.path(schema, name))
         if not DeltaTable.is_deltatable(path):
-            return []
+            return None
         # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
-        query = f"select {', '.join(columns)} from t where {where}"
         reader = QueryBuilder().register("t", DeltaTable(path, version=version)).execute(query)
-        found: list[dict[str, Any]] = pa.table(reader.read_all()).to_pylist()
-        return found
+        return pa.table(reader.read_all())
 
     def merge_row(
         self, schema: str, name: str, arrow_schema: pa.Schema, row: Mapping[str, Any], *, on: str, when: str

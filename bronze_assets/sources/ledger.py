@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,8 +68,15 @@ _SCHEMA = pa.schema(
     ]
 )
 
+_EVENTS = {event.value: event for event in FileEvent}
+_STATE = (
+    *("path", "number", "event", "size", "modified", "partition_key", "content_hash", "batch_id", "rows", "attempt"),
+    *("archived_as", "error", "event_time"),
+)
+"""Columns of the ledger that a file's state is made of: path, number, event, then the fields of `FileState`."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class FileState:
     """The latest event of a file.
 
@@ -126,16 +133,24 @@ class Ledger:
         self._version = self._lake.control_version(self._table.schema, LEDGER)
         self.files = {}
         self._number = 0
-        columns = ", ".join(f"last_value({name} order by number) as {name}" for name in _SCHEMA.names if name != "path")
-        rows = self._lake.rows(
+        mine = f"t.table_name = {sql_literal(self._table.name)}"
+        # Columns, and the latest events by a join: a window or `last_value` takes five times as long, rows twice.
+        latest = self._lake.query(
             self._table.schema,
             LEDGER,
-            ["path", columns],
-            f"table_name = {sql_literal(self._table.name)} group by path",
+            f"select {', '.join(f't.{name}' for name in _STATE)} from t join"
+            f" (select path, max(number) as latest from t where {mine} group by path) as l"
+            f" on t.path = l.path and t.number = l.latest where {mine}"
+            # Of two first sightings, which have one number, the first.
+            " order by t.event_time desc",
             version=self._version,
         )
-        for row in rows:
-            self._apply(row)
+        if latest is None:
+            return
+        columns = [latest[name].to_pylist() for name in _STATE]
+        for path, number, event, *values in zip(*columns, strict=True):
+            self._number = max(self._number, number)
+            self.files[path] = FileState(path, _EVENTS[event], *values)
 
     def batch(self, batch_id: str) -> list[FileState]:
         """The files that a batch has claimed and not yet settled, by path."""
@@ -181,14 +196,13 @@ class Ledger:
         # of the file, and fences no load.
         seen = event is FileEvent.SEEN
         rows = []
-        for offset, before in enumerate(states):
-            state = replace(before, event=event, **changes)
+        states = [replace(before, event=event, event_time=now, **changes) for before in states]
+        for offset, state in enumerate(states):
             row = {name: getattr(state, name) for name in _SCHEMA.names if hasattr(state, name)}
             row |= {
                 "table_name": self._table.name,
                 "number": 0 if seen else self._number + 1 + offset,
                 "event": event.value,
-                "event_time": now,
                 "partition_key": state.partition,
                 "run_id": self._run_id,
             }
@@ -203,22 +217,5 @@ class Ledger:
             base=self._version,
             partition_by="table_name",
         )
-        for row in rows:
-            self._apply(row)
-
-    def _apply(self, row: Mapping[str, Any]) -> None:
-        self._number = max(self._number, int(row["number"]))
-        self.files[row["path"]] = FileState(
-            path=row["path"],
-            event=FileEvent(row["event"]),
-            size=row["size"],
-            modified=row["modified"],
-            partition=row["partition_key"],
-            content_hash=row.get("content_hash"),
-            batch_id=row.get("batch_id"),
-            rows=row.get("rows"),
-            attempt=row.get("attempt") or 0,
-            archived_as=row.get("archived_as"),
-            error=row.get("error"),
-            event_time=row["event_time"],
-        )
+        self._number = max(self._number, rows[-1]["number"])
+        self.files |= {state.path: state for state in states}
