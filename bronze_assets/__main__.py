@@ -19,7 +19,7 @@ from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
-from bronze_assets.table import BronzeTable
+from bronze_assets.table import RESCUED, BronzeTable
 from bronze_assets.terminal import load_and_report, run_command, say
 from bronze_assets.workbench import Workbench
 
@@ -127,7 +127,11 @@ def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: 
         else:
             rows = bench.lake.read(bench.session, table.schema, name) if versions else current(bench, table)
             order = [column.name for column in table.key] + ["source_position"]
-            masked = {c.name: F.when(F.col(c.name).isNotNull(), "***") for c in table.columns if c.pii.protected}
+            hidden = [c.name for c in table.columns if c.pii.protected]
+            if hidden and RESCUED in rows.columns:
+                # A misspelt name brings a protected value there.
+                hidden.append(RESCUED)
+            masked = {name: F.when(F.col(name).isNotNull(), "***") for name in hidden}
             frame = rows.orderBy(*order).withColumns(masked)
         frame.show(limit, truncate=40)
     return 0

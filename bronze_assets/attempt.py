@@ -174,7 +174,8 @@ class Attempt:
         if not recorded or batch is None or batch.finished:
             return
         try:
-            landed = self.bench.lake.committed(table.schema, table.name, batch.id) is not None
+            # A batch of files still has what it has claimed: it is for the next load to do again or to give up.
+            landed = batch.of_files or self.bench.lake.committed(table.schema, table.name, batch.id) is not None
             self.log.note(batch, "stopped" if landed else "failed", run_id=self.run.id)
         except Exception as second:
             _warn_unrecorded(table, second)

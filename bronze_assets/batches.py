@@ -23,7 +23,7 @@ import pyarrow as pa
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import TableBusy
 from bronze_assets.lakehouse import Lakehouse, sql_literal
-from bronze_assets.sources.scope import FileScope, Scope
+from bronze_assets.sources.scope import FILE_SCOPES, FileScope, Scope
 from bronze_assets.table import BronzeTable
 
 BATCHES = "bz_batches"
@@ -92,6 +92,11 @@ class Batch:
     position: str | None = None
 
     @property
+    def of_files(self) -> bool:
+        """Whether its source state is a list of files."""
+        return self.scope_kind in FILE_SCOPES
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to do for it."""
         return "done" in self.events or "failed" in self.events
@@ -134,11 +139,25 @@ class BatchLog:
         return f"{partition}/{max(numbers, default=0) + 1}"
 
     def epoch(self, source_epoch: str) -> int:
-        """Ordinal of the source epoch: the last one's while the server is the same, one more when it has changed."""
-        begun = [b for b in self.batches if b.source_epoch]
-        if not begun:
-            return 1
-        return begun[-1].epoch if begun[-1].source_epoch == source_epoch else max(b.epoch for b in begun) + 1
+        """Ordinal of the source epoch for a snapshot: the last one's while the server is the same, one more when it has
+        changed. A server that comes back after another counts as a new one.
+        """
+        known = self._ordinals(source_epoch)
+        snapshots = [b.epoch for b in self.batches if b.source_epoch and not b.of_files]
+        if known and (not snapshots or known >= snapshots[-1]):
+            return known
+        return self._ordinals() + 1
+
+    def epoch_of_changes(self, source_epoch: str) -> int:
+        """Ordinal of the source epoch for captured changes, which may come when another epoch has begun; for changes
+        that name none, the latest.
+        """
+        return self._ordinals(source_epoch or None) or self._ordinals() + bool(source_epoch) or 1
+
+    def _ordinals(self, source_epoch: str | None = None) -> int:
+        """The highest ordinal of that epoch, or of all; 0 if there is none."""
+        known = (b.epoch for b in self.batches if b.source_epoch and source_epoch in (None, b.source_epoch))
+        return max(known, default=0)
 
     def partition_rows(self, partition: str) -> int:
         """Row versions that the finished batches of a partition wrote."""
@@ -175,7 +194,7 @@ class BatchLog:
             scope_kind=scope.kind,
             scope=str(scope),
             scope_high=None if isinstance(scope, FileScope) or scope.high is None else str(scope.high),
-            epoch=self.epoch(source_epoch),
+            epoch=(self.epoch_of_changes if isinstance(scope, FileScope) else self.epoch)(source_epoch),
             source_epoch=source_epoch,
         )
         return self._by_id[batch_id]

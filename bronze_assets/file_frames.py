@@ -17,6 +17,7 @@ from bronze_assets.audit import LoadRecord
 from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ, Frames
 from bronze_assets.lakehouse import QUARANTINE
 from bronze_assets.quality import EXPECTED, LINE, raw_column
+from bronze_assets.schema_versions import USABLE_NAME
 from bronze_assets.sources.files import (
     ARRIVED,
     CARRIED,
@@ -150,7 +151,8 @@ class FileFrames(Frames):
         """The record of the pass that counted."""
         unknown = counts.get("unknown")
         sets = [json.loads(text) for text in unknown] if isinstance(unknown, list) else []
-        new = sorted({name for names in sets for name in names} - set(self.extra))
+        # Others cannot be columns, and may be values: of somebody who uses addresses as names, say.
+        new = sorted({name for names in sets for name in names if USABLE_NAME.fullmatch(name)} - set(self.extra))
         last = counts.get("position")
         arrived = counts.get("arrived")
         ages = [ended.timestamp() - float(at) for at in arrived] if isinstance(arrived, list) else [None] * 3

@@ -43,8 +43,6 @@ from bronze_assets.workbench import current_partition
 
 logger = logging.getLogger(__name__)
 
-FILE_SCOPES = (FileScope(0).kind, FileScope(0, again=True).kind)
-
 
 class FileLoad:
     """The file batches of one attempt."""
@@ -73,7 +71,11 @@ class FileLoad:
         # Interrupted batches have been settled since it was read.
         self._ledger.refresh()
         # What an interrupted load has moved but not recorded would look like new files in the archive.
-        self.archive()
+        try:
+            self.archive()
+        except LakeError as error:
+            # No reason to keep new files waiting: it is said again at the end.
+            logger.warning("%s", error)
         waiting = self._outstanding()
         while waiting:
             chosen = waiting[: self._feed.max_files]
@@ -142,7 +144,7 @@ class FileLoad:
                 "give the process access to it, or remove it, then load again.",
                 table=self._table.name,
             )
-        same = {one.file.path: one for one in found}
+        same = {one.file.path: one for one in found if not one.moving}
         files = [same[s.path] for s in claimed if s.path in same and same[s.path].content_hash == s.content_hash]
         lost = [state for state in claimed if state.path not in {one.file.path for one in files}]
         # What has changed or gone since it was claimed is no part of this batch any more.
@@ -211,7 +213,8 @@ class FileLoad:
             return self._reloaded()
         files = self._found(today)
         if is_past(self._attempt):
-            known = {state.archived_as for state in self._ledger.files.values()}
+            # Whatever was archived has been loaded once, also what a later version of the file has replaced.
+            known = self._ledger.archived_places()
             # What lies in the landing zone under the same name came later; or what it was to replace is kept.
             kept = self._feed.overwritten is Overwritten.IGNORE
             archived = {f.path: f for f in zone.archived(self._feed, partition) if f.location not in known}
@@ -232,6 +235,13 @@ class FileLoad:
         settings, zone = self._bench.settings, self._bench.zone
         if settings.discovery is Discovery.LISTING:
             return zone.files(self._feed)
+        if zone.has(self._feed):
+            self._discover(today)
+        found = [zone.find(state.path, state.archived_as) for state in self._ledger.proposed()]
+        return [file for file in found if file is not None]
+
+    def _discover(self, today: str) -> None:
+        settings = self._bench.settings
         discover(
             self._bench.session,
             self._ledger,
@@ -241,15 +251,14 @@ class FileLoad:
             today=today,
             reader=AUTO_LOADER if settings.discovery is Discovery.AUTOLOADER else FILE_STREAM,
         )
-        found = [zone.find(state.path, state.archived_as) for state in self._ledger.proposed()]
-        return [file for file in found if file is not None]
 
     def _reloaded(self) -> list[LandedFile]:
         """All files of the partition that the ledger knows, wherever they lie now."""
         partition = self._attempt.partition
         states = [s for s in self._ledger.files.values() if s.partition == partition and s.event is not FileEvent.SEEN]
         found = {state.path: self._where(state) for state in states}
-        gone = sorted(path for path, file in found.items() if file is None)
+        # One that never brought a row may have been removed, as its quarantine row suggests.
+        gone = sorted(s.path for s in states if found[s.path] is None and s.rows is not None and s.error is None)
         if gone:
             raise LoadRefused(
                 f"partition {partition} cannot be loaded again: {gone[0]!r}"
@@ -273,7 +282,7 @@ class FileLoad:
             elif one.unopened is not None:
                 logger.warning("%s: %s: %s", self._table.name, one.file.path, one.unopened)
                 found.note(self._state(one, before), FileEvent.FAILED)
-            elif self._attempt.options.reload:
+            elif self._attempt.options.reload and self._may_replace(one, before):
                 found.again.append(one)
             elif before is None or not (before.settled or before.event is FileEvent.CHANGED):
                 # One that was given up may have been loaded before, with other content.
@@ -296,6 +305,11 @@ class FileLoad:
                 )
         return found
 
+    def _may_replace(self, one: Inspected, before: FileState | None) -> bool:
+        """Whether a file that is loaded again on request is what was loaded, or may come in its place."""
+        same = before is None or before.content_hash in (None, one.content_hash)
+        return same or self._feed.overwritten is Overwritten.RELOAD
+
     def _batch(self, files: Sequence[Inspected], replaces: bool) -> LoadRecord:
         attempt = self._attempt
         return self._load(attempt.log.next_id(attempt.partition), files, attempt.partition, replaces)
@@ -312,6 +326,9 @@ class FileLoad:
         except Exception as error:
             if lake.committed(self._table.schema, self._table.name, batch_id) is None:
                 why = f"{type(error).__name__}; the run's log has the details"
+                if isinstance(error, SchemaMismatch):
+                    # It is the table that waits; the files have done nothing wrong.
+                    claimed = [replace(state, attempt=state.attempt - 1) for state in claimed]
                 self._ledger.record(claimed, FileEvent.FAILED, error=why)
             raise
         finally:
@@ -461,7 +478,7 @@ class FileLoad:
         versions: DataFrame | None,
     ) -> FileFrames:
         epochs = self._epochs(files)
-        now = self._bench.moment()
+        now = self._bench.clock()
         return FileFrames(
             self._bench.session,
             self._table,
@@ -474,15 +491,8 @@ class FileLoad:
         )
 
     def _epochs(self, files: Sequence[Inspected]) -> dict[str, int]:
-        """Source epoch → its ordinal. Where a file names none, as Debezium's do, the latest that is known."""
-        log = self._attempt.log
-        known: dict[str, int] = {}
-        for batch in log.batches:
-            # Files of an epoch may come late, when another has begun: it has one ordinal all the same.
-            if batch.source_epoch:
-                known.setdefault(batch.source_epoch, batch.epoch)
-        latest = max(known.values(), default=1)
-        return {one.epoch: known.get(one.epoch, log.epoch(one.epoch)) if one.epoch else latest for one in files}
+        """Source epoch → its ordinal; the empty one for files that name none, as Debezium's do."""
+        return {one.epoch: self._attempt.log.epoch_of_changes(one.epoch) for one in files}
 
     def _refuse_unaccepted(self, batch_id: str, files: Sequence[Inspected], extra: Mapping[str, T.DataType]) -> None:
         """Raise `SchemaMismatch`, before anything is written, if the files have columns that stop the table."""
@@ -491,6 +501,7 @@ class FileLoad:
         frame = self._frames(batch_id, files, extra, None).judged()
         sets = frame.select(F.explode(UNKNOWN).alias("name")).distinct().collect()
         refused = self._schema.refused((row["name"] for row in sets), extra)
+        self._schema.withdraw(refused, batch_id=batch_id, actor=self._attempt.run.id)
         if refused:
             self._schema.record("proposed", self._types(refused), batch_id=batch_id, actor=self._attempt.run.id)
             raise SchemaMismatch(

@@ -20,7 +20,7 @@ from bronze_assets.attempt import Attempt, write_failure
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, lease
 from bronze_assets.errors import BronzeError
-from bronze_assets.file_load import FILE_SCOPES, FileLoad
+from bronze_assets.file_load import FileLoad
 from bronze_assets.frames import ACTIVE
 from bronze_assets.settings import CaptureMode
 from bronze_assets.snapshot_load import SnapshotLoad
@@ -125,7 +125,7 @@ def _settle(attempt: Attempt) -> Batch | None:
                 run_id=batch.run_id,
                 trigger="killed",
             )
-        if batch.scope_kind in FILE_SCOPES:
+        if batch.of_files:
             FileLoad(attempt).resume(batch)
             continue
         held = lake.quarantined(table, batch.id)

@@ -1,7 +1,8 @@
 """`bz_schema_versions`: which columns a table of files has beside the declared ones, since when, and who accepted them.
 
 Append-only, one per schema, beside the tables. An event is `evolved` (a column joined by the table's policy),
-`proposed` (the policy stops the table until somebody accepts the column) or `accepted`.
+`proposed` (the policy stops the table until somebody accepts the column), `accepted`, or `withdrawn` (the files were
+mended instead).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable, Evolution
 
 SCHEMA_VERSIONS = "bz_schema_versions"
+USABLE_NAME = re.compile(r"[a-z]\w{0,127}", re.ASCII)
+"""A name that a column can have; what stands under another is rescued."""
 MOST_COLUMNS = 200
 """Undeclared columns that a table may have; more are rescued: a producer that makes up names is not to bury a table."""
 
@@ -43,12 +46,12 @@ class SchemaVersions:
         self._table = table
         self._clock = clock
         rows = lake.rows(table.schema, SCHEMA_VERSIONS, where=f"table_name = {sql_literal(table.name)}")
-        self._events = sorted(rows, key=lambda row: (row["version"], row["event_time"]))
+        self._events = sorted(rows, key=lambda row: row["event_time"])
 
     @property
     def version(self) -> int:
         """How often columns have joined or been accepted."""
-        return sum(event["event"] != "proposed" for event in self._events)
+        return sum(event["event"] in ("evolved", "accepted") for event in self._events)
 
     def accepted(self) -> dict[str, T.DataType]:
         """Name → type of the columns that have joined or been accepted."""
@@ -56,8 +59,20 @@ class SchemaVersions:
 
     def proposed(self) -> dict[str, T.DataType]:
         """Name → type of the columns that wait for somebody to accept them."""
-        known = self.accepted()
-        return {name: kind for name, kind in self._columns("proposed").items() if name not in known}
+        found: dict[str, T.DataType] = {}
+        for row in self._events:
+            columns = {name: _type(text) for name, text in json.loads(row["columns"]).items()}
+            if row["event"] == "proposed":
+                found |= columns
+            else:
+                found = {name: kind for name, kind in found.items() if name not in columns}
+        return found
+
+    def withdraw(self, still: Iterable[str], *, batch_id: str, actor: str) -> None:
+        """Take back what was proposed and is not in the files any more, since somebody mended them."""
+        gone = {name: kind for name, kind in self.proposed().items() if name not in set(still)}
+        if gone:
+            self.record("withdrawn", gone, batch_id=batch_id, actor=actor)
 
     def joining(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
         """Those of the names found in files that join the table by its policy."""
@@ -65,7 +80,7 @@ class SchemaVersions:
         # Nobody has said whether a new column is personal.
         if feed is None or feed.evolution is not Evolution.ADD or self._table.has_personal_data:
             return []
-        return self._usable(found, extra)[: MOST_COLUMNS - len(extra)]
+        return self._usable(found, extra)[: max(0, MOST_COLUMNS - len(extra))]
 
     def refused(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
         """Those of the names that stop the table until somebody accepts them."""
@@ -81,11 +96,11 @@ class SchemaVersions:
 
     def record(self, event: str, columns: Mapping[str, T.DataType], *, batch_id: str | None, actor: str) -> None:
         """Append an event."""
-        if event == "proposed" and set(columns) <= set(self._columns("proposed")):
+        if event == "proposed" and set(columns) <= set(self.proposed()):
             return
         row = {
             "table_name": self._table.name,
-            "version": self.version + (event != "proposed"),
+            "version": self.version + (event in ("evolved", "accepted")),
             "event": event,
             "columns": json.dumps({name: kind.simpleString() for name, kind in columns.items()}),
             "event_time": self._clock(),
@@ -100,7 +115,7 @@ class SchemaVersions:
         declared = ", ".join(f"{c.name} {c.type.simpleString()}" for c in self._table.columns)
         lines = [f"{self._table.name}", f"    declared: {declared}"]
         for event in self._events:
-            if event["event"] == "proposed":
+            if event["event"] in ("proposed", "withdrawn"):
                 continue
             columns = ", ".join(f"{name} {kind}" for name, kind in json.loads(event["columns"]).items())
             lines.append(f"  = {event['event']} {event['event_time']:%Y-%m-%d %H:%M} by {event['actor']}: {columns}")
@@ -136,7 +151,7 @@ class SchemaVersions:
     def _usable(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
         """Names that a column can have. Others stay in `_rescued_data`."""
         taken = {*(c.name for c in self._table.columns), *METADATA_COLUMNS, LOAD_DATE, RESCUED, *extra}
-        return sorted(name for name in set(found) - taken if re.fullmatch(r"[a-z]\w{0,127}", name, re.ASCII))
+        return sorted(name for name in set(found) - taken if USABLE_NAME.fullmatch(name))
 
 
 def _type(text: str) -> T.DataType:

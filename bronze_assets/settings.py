@@ -152,7 +152,7 @@ class Settings:
             lake=Path(lake).expanduser().absolute(),
             source_url=own_source or f"file:{home / 'postgres' / 'source_url'}",
             landing=landing,
-            archive=_location(environ.get("BRONZE_ARCHIVE") or f"{landing.rpartition('/')[0]}/archive"),
+            archive=_archive(environ, landing),
             capture=CaptureMode(mode),
             discovery=Discovery(discovery),
             start_date=start_date,
@@ -215,6 +215,26 @@ def resolve_secret(reference: str, *, meaning: str) -> str:
 def _location(text: str) -> str:
     """A folder as an absolute path, a URL as it is; neither ends with a slash."""
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+
+
+def _archive(environ: Mapping[str, str], landing: str) -> str:
+    protocol, _, path = landing.rpartition("://")
+    # Beside the landing zone; within it where that is a whole bucket.
+    beside = f"{landing.rpartition('/')[0]}/archive" if not protocol or "/" in path else f"{landing}/archive"
+    archive = _location(environ.get("BRONZE_ARCHIVE") or beside)
+    if archive.rpartition("://")[0] != protocol:
+        raise SettingsError(
+            "BRONZE_ARCHIVE and BRONZE_LANDING lie on different file systems.", "name two folders of one file system."
+        )
+    if archive == landing:
+        raise SettingsError("BRONZE_ARCHIVE is BRONZE_LANDING.", "name another folder for what has been loaded.")
+    for name, place in (("BRONZE_LANDING", landing), ("BRONZE_ARCHIVE", archive)):
+        if protocol and "@" in place.split("://", 1)[1].split("/", 1)[0] and not protocol.startswith("abfs"):
+            raise SettingsError(
+                f"{name} holds a user or a password.",
+                "give credentials in variables of the file system's own.",
+            )
+    return archive
 
 
 def _positive(environ: Mapping[str, str], variable: str, default: int) -> int:

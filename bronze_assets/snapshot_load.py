@@ -43,7 +43,7 @@ class SnapshotLoad:
         attempt = self._attempt
         if is_past(attempt):
             # A late file is no reason to read that day of the source anew.
-            return attempt.table.event_date is not None and attempt.run.trigger != "sensor"
+            return attempt.table.event_date is not None and attempt.run.trigger in ("manual", "backfill")
         state = capture.manifest(attempt.bench.settings.landing, attempt.table.schema)
         return snapshot_is_due(attempt.log, attempt.table, state)
 

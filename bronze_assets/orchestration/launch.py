@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,10 @@ import dagster as dg
 import yaml
 
 from bronze_assets.audit import LoadOutcome, LoadRecord, combine, safe_message
+from bronze_assets.capture import Capture, Drained
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
-from bronze_assets.errors import SchemaMismatch, SettingsError
+from bronze_assets.errors import CaptureBusy, SchemaMismatch, SettingsError
 from bronze_assets.load import make_ready
 from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, process_identity
 from bronze_assets.orchestration.capture import capture_of, captured
@@ -33,6 +35,7 @@ from bronze_assets.workbench import Workbench, current_partition
 _CHECKOUT = Path(__file__).parents[2]
 _HOME_IN_CHECKOUT = ".bronze/dagster"
 _COMMAND_LINE = "command-line.yaml"
+_BUSY_TRIES = 10
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
@@ -106,6 +109,8 @@ def load_current(
         if any(table.files is None for table in tables):
             # The slot is to be there before the snapshot: else another snapshot would have to meet its changes.
             make_ready(launch.bench, tables, trigger="cli", waits=waits, first=launch.capture)
+        # Changes of earlier days first: each builds upon those before it.
+        launch.load_files(past=True)
         for job in initial_loads(tables):
             launch.run(job.name, current_partition(job.cadence, launch.bench.moment()))
         launch.load_files()
@@ -137,7 +142,8 @@ class _Launch:
     bench: Workbench
     instance: dg.DagsterInstance
     definitions: dg.Definitions
-    ends: dict[str, list[LoadRecord | Exception]] = field(default_factory=dict)
+    ends: dict[str, dict[str, LoadRecord | Exception]] = field(default_factory=dict)
+    _partition: str = ""
 
     @classmethod
     @contextmanager
@@ -160,14 +166,25 @@ class _Launch:
         if self.settings.capture is not CaptureMode.BUILTIN:
             return
         for schema, members in captured(self.tables).items():
-            changes = capture_of(self.settings, members).drain()
+            changes = self._drained(capture_of(self.settings, members))
             if changes.started_anew:
                 self.say(f"The capture of {schema} begins with a new replication slot: {changes.started_anew}.")
             elif rows := sum(changes.rows.values()):
                 self.say(f"Captured {rows:,} changes in {len(changes.rows)} tables of {schema}.")
 
+    @staticmethod
+    def _drained(capture: Capture) -> Drained:
+        """A drain; the capture of a running UI, which is at one for a moment, is waited for."""
+        for _ in range(_BUSY_TRIES):
+            try:
+                return capture.drain()
+            except CaptureBusy:
+                time.sleep(1)
+        return capture.drain()
+
     def run(self, job_name: str, partition: str) -> None:
         """Execute a job for a partition."""
+        self._partition = partition
         job = self.definitions.resolve_job_def(job_name)
         result = job.execute_in_process(
             instance=self.instance,
@@ -180,13 +197,17 @@ class _Launch:
         if _interrupted(result):
             raise KeyboardInterrupt
 
-    def load_files(self) -> None:
-        """Load the files of all tables in every partition for which some wait, and in the current one."""
+    def load_files(self, *, past: bool = False) -> None:
+        """Load the files of all tables in every partition for which some wait, and in the current one unless it is for
+        the past ones only.
+        """
         for job in file_jobs(self.tables, self.settings):
             moment = self.bench.moment()
             today = current_partition(job.cadence, moment)
             waiting = files_waiting(job.tables, self.settings, self.bench.clock(), moment)
-            if not {table.name for table in job.tables} <= set(self.ends):
+            if past:
+                waiting.pop(today, None)
+            elif any(today not in self.ends.get(table.name, {}) for table in job.tables):
                 waiting.setdefault(today, [])
             for partition in sorted(waiting):
                 if self.settings.start_date.isoformat() <= partition <= today:
@@ -194,27 +215,32 @@ class _Launch:
 
     def outcomes(self) -> list[LoadOutcome]:
         """How the load of each table ended."""
-        return [_outcome(table, self.ends.get(table.name, [])) for table in self.tables]
+        return [_outcome(table, self.ends.get(table.name, {})) for table in self.tables]
 
     def _listen(self, table: BronzeTable, end: LoadRecord | Exception) -> None:
-        self.ends.setdefault(table.name, []).append(end)
+        # A later try of the same partition makes an earlier one good.
+        self.ends.setdefault(table.name, {})[self._partition] = end
         if isinstance(end, LoadRecord) and not end.batch_id:
             return
         text = safe_message(end) if isinstance(end, Exception) else _summary(end)
         self.say(text if text.startswith(f"{table.name}: ") else f"{table.name}: {text}")
 
 
-def _outcome(table: BronzeTable, ends: Sequence[LoadRecord | Exception]) -> LoadOutcome:
+def _outcome(table: BronzeTable, ends: Mapping[str, LoadRecord | Exception]) -> LoadOutcome:
+    """How the loads of a table ended.
+
+    Args:
+        ends: partition → the end of the last try, in the order in which they were loaded.
+    """
     if not ends:
         return LoadOutcome(table.name, error="the load did not start; Dagster's run log says why.")
-    # The last try of the last partition: a try before it that failed was made good.
-    last = ends[-1]
-    if isinstance(last, LoadRecord):
-        done = {end.partition: end for end in ends if isinstance(end, LoadRecord)}
-        record = combine([record for record in done.values() if record is not last] + [last])
-        return LoadOutcome(table.name, record, failed_checks(table, record))
-    failed = (SCHEMA,) if isinstance(last, SchemaMismatch) else ()
-    return LoadOutcome(table.name, failed_checks=failed, error=safe_message(last))
+    for partition, end in ends.items():
+        if isinstance(end, Exception):
+            failed = (SCHEMA,) if isinstance(end, SchemaMismatch) else ()
+            where = f" (partition {partition})" if len(ends) > 1 else ""
+            return LoadOutcome(table.name, failed_checks=failed, error=safe_message(end) + where)
+    record = combine([end for end in ends.values() if isinstance(end, LoadRecord)])
+    return LoadOutcome(table.name, record, failed_checks(table, record))
 
 
 def _summary(record: LoadRecord) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from bronze_assets.errors import StaleBase
 from bronze_assets.sources.landing import LandedFile, suffixes
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.table import Evolution, Feed
@@ -86,8 +87,18 @@ def discover(
     proposed = 0
 
     def propose(found: DataFrame, _number: int) -> None:
-        nonlocal proposed
         files = [_landed(row["path"], row["size"], row["modified"], feed) for row in found.distinct().collect()]
+        for tries in range(_MOST_RESTARTS):
+            try:
+                record(files)
+                return
+            except StaleBase:
+                # A sensor has seen a file meanwhile.
+                if tries == _MOST_RESTARTS - 1:
+                    raise
+
+    def record(files: list[LandedFile]) -> None:
+        nonlocal proposed
         ledger.refresh()
         waiting = ledger.outstanding(files)
         new = [file for file in waiting if file.path not in ledger.files]

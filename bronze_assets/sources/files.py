@@ -134,7 +134,10 @@ class ClaimedFiles:
     def _with_file(session: SparkSession, frame: DataFrame, located: Mapping[str, Inspected]) -> DataFrame:
         rows = [("/".join(path.split("/")[-2:]), file.file.path, file.file.modified) for path, file in located.items()]
         names = session.createDataFrame(rows, f"__ending string, {FILE} string, {ARRIVED} timestamp")
-        return frame.join(F.broadcast(names), "__ending").drop("__ending")
+        # Left, and loud: an inner join would drop the rows of a file whose name Spark spells in another way.
+        missing = F.raise_error(F.lit("a row of a file that was not claimed"))
+        joined = frame.join(F.broadcast(names), "__ending", "left").drop("__ending")
+        return joined.withColumn(FILE, F.coalesce(F.col(FILE), missing))
 
 
 def _ending() -> SparkColumn:

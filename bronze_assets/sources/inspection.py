@@ -253,7 +253,10 @@ def _check_columns(columns: Sequence[str], table: BronzeTable, where: str) -> No
     names = [name.lower() for name in columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise _Unreadable(f"its {where} names {', '.join(map(repr, twice))} more than once")
+        # Where there is no header, the first row would be taken for one: only what is declared is no value.
+        declared = [c.name for c in table.columns if c.name in twice]
+        shown = ", ".join(map(repr, declared)) or f"{len(twice)} columns"
+        raise _Unreadable(f"its {where} names {shown} more than once")
     missing = [c.name for c in table.columns if c.name not in names and not c.added]
     if missing:
         hint = "; is the delimiter a comma?" if where == "header" and len(columns) == 1 else ""

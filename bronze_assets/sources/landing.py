@@ -83,6 +83,10 @@ class LandingZone:
         self._roots = {False: place.path.rstrip("/"), True: UPath(archive).path.rstrip("/")}
         self._local = "://" not in landing
 
+    def has(self, feed: Feed) -> bool:
+        """Whether the feed's folder is there: it comes with the first file."""
+        return bool(self._fs.exists(f"{self._roots[False]}/{feed.path}"))
+
     def files(self, feed: Feed) -> list[LandedFile]:
         """The files of a feed in the landing zone, by name.
 

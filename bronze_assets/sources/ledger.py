@@ -174,6 +174,12 @@ class Ledger:
                 found.append(file)
         return found
 
+    def archived_places(self) -> set[str]:
+        """Every place in the archive that a file of the table was ever moved to."""
+        mine = f"table_name = {sql_literal(self._table.name)} and archived_as is not null"
+        rows = self._lake.rows(self._table.schema, LEDGER, ["distinct archived_as"], mine)
+        return {row["archived_as"] for row in rows}
+
     def proposed(self) -> list[FileState]:
         """Files that wait to be claimed, as far as the ledger knows, by path."""
         found = [state for state in self.files.values() if state.event in _OPEN]

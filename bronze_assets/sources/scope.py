@@ -90,3 +90,6 @@ class FileScope:
 def bound_literal(value: int | dt.date) -> str:
     """A bound as PostgreSQL writes it."""
     return f"date '{value.isoformat()}'" if isinstance(value, dt.date) else str(int(value))
+
+
+FILE_SCOPES = (FileScope(0).kind, FileScope(0, again=True).kind)
