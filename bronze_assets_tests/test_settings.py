@@ -82,8 +82,28 @@ def test_the_archive_lies_beside_the_landing_zone_wherever_that_is(landing: str,
     settings = Settings.from_environment({"BRONZE_LANDING": landing})
 
     assert (settings.landing, settings.archive) == (landing.rstrip("/"), archive)
-    elsewhere = Settings.from_environment({"BRONZE_LANDING": landing, "BRONZE_ARCHIVE": "/old/"})
-    assert elsewhere.archive == "/old"
+    elsewhere = Settings.from_environment({"BRONZE_LANDING": landing, "BRONZE_ARCHIVE": f"{archive}/old/"})
+    assert elsewhere.archive == f"{archive}/old"
+
+
+@pytest.mark.parametrize(
+    ("landing", "archive", "wrong"),
+    [
+        ("s3://company/landing", "/old", "different file systems"),
+        ("/landing", "s3://company/old", "different file systems"),
+        ("/landing", "/landing/", "BRONZE_ARCHIVE is BRONZE_LANDING"),
+        ("sftp://somebody:secret-word@host/landing", None, "BRONZE_LANDING holds a user or a password"),
+    ],
+)
+def test_an_archive_that_cannot_be_one_is_refused(landing: str, archive: str | None, wrong: str) -> None:
+    with pytest.raises(SettingsError, match=wrong) as caught:
+        Settings.from_environment({"BRONZE_LANDING": landing} | ({"BRONZE_ARCHIVE": archive} if archive else {}))
+
+    assert "secret-word" not in str(caught.value)
+
+
+def test_the_archive_of_a_whole_bucket_lies_in_it() -> None:
+    assert Settings.from_environment({"BRONZE_LANDING": "s3://company"}).archive == "s3://company/archive"
 
 
 def test_auto_loader_is_refused_where_there_is_none() -> None:
