@@ -809,3 +809,58 @@ def test_a_failed_file_is_tried_again_without_the_others(
     record = loaded(settings, table)
     assert (record.files, record.loaded) == (1, 1)
     assert ids(settings) == [1, 2]
+
+
+def test_files_whose_load_was_stopped_with_ctrl_c_are_loaded_by_the_next_one(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = things()
+    drop(settings, "a.json", json_lines(row(1)))
+    with monkeypatch.context() as patch:
+
+        def stopped(*_: Any, **__: Any) -> int:
+            raise KeyboardInterrupt
+
+        patch.setattr(Lakehouse, "append", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            loaded(settings, table)
+
+    record = loaded(settings, table)
+
+    assert ids(settings) == [1]
+    assert record.backlog_files == 0
+    assert states(settings) == {"a.json": "archived"}
+
+
+def test_a_backfill_does_not_bring_back_what_a_later_version_of_a_file_has_replaced(
+    spark: SparkSession, settings: Settings
+) -> None:
+    table = things()
+    drop(settings, "a.json", json_lines(row(1, name="first"), row(2)))
+    loaded(settings, table)
+    drop(settings, "a.json", json_lines(row(1, name="second")))
+    loaded(settings, table)
+
+    tomorrow = NOW + dt.timedelta(days=1)
+    record = loaded(settings, table, now=tomorrow)
+
+    assert (record.batch_id, record.read) == ("", 0)
+    assert lake_reader.tuples(table_path(settings), "thing_id", "name") == [(1, "second")]
+
+
+def test_a_table_that_stopped_goes_on_when_the_files_are_mended_instead(
+    spark: SparkSession, settings: Settings
+) -> None:
+    table = things(evolution=Evolution.STOP)
+    drop(settings, "a.json", json_lines(row(1, colour="red")))
+    for _ in range(4):
+        with pytest.raises(SchemaMismatch, match="'colour'"):
+            loaded(settings, table)
+    versions = SchemaVersions(Lakehouse(settings.lake), table, lambda: NOW)
+    assert list(versions.proposed()) == ["colour"]
+    drop(settings, "a.json", json_lines(row(1)))
+
+    loaded(settings, table)
+
+    assert ids(settings) == [1]
+    assert not SchemaVersions(Lakehouse(settings.lake), table, lambda: NOW).proposed()
