@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 ROUND_BYTES = 256 * 2**20
 """Write-ahead log that one round of a drain covers."""
 
+NEVER_BEFORE = "nothing was captured before"
+"""Why the first drain of all makes a slot: nothing is lost by that."""
+
 _INTEGERS = (20, 21, 23)
 _BOOLEAN = 16
 _MOST_NAME_BYTES = 63
@@ -264,7 +267,7 @@ class Capture:
         self, source: ChangeSource, state: _State | None, slot: Slot | None, end: int, publication: int | None
     ) -> str | None:
         if state is None:
-            return "nothing was captured before" if slot is None else "there is a slot without a manifest"
+            return NEVER_BEFORE if slot is None else "there is a slot without a manifest"
         if slot is None:
             return f"the slot {self.slot} is gone"
         if not slot.usable:
@@ -282,7 +285,8 @@ class Capture:
         return None
 
     def _begin_anew(self, source: ChangeSource, publication: Publication, reason: str) -> _State:
-        logger.warning("capture of %s starts anew: %s", self._schema, reason)
+        level = logging.INFO if reason == NEVER_BEFORE else logging.WARNING
+        logger.log(level, "capture of %s starts anew: %s", self._schema, reason)
         source.drop_slot()
         start = source.create_slot()
         state = _State(

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets.capture import Capture, Drained, SlotStatus
+from bronze_assets.capture import NEVER_BEFORE, Capture, Drained, SlotStatus
 from bronze_assets.errors import BronzeError
 from bronze_assets.orchestration.assets import (
     PROCESS_TAG,
@@ -157,7 +157,7 @@ def _go_on(
             context.log.warning(f"{error} Trying again.")
             time.sleep(RETRY_POLICY.calculate_delay(failures))
             continue
-        if drained.started_anew:
+        if drained.started_anew and drained.started_anew != NEVER_BEFORE:
             reasons.append(drained.started_anew)
             context.log.warning(f"A new replication slot was made: {drained.started_anew}")
         since.update(drained.rows)
