@@ -99,6 +99,8 @@ def prepare(home: Path, jars: Path, *, overwritten: bool) -> Settings:
     settings = settings_for(home, {"BRONZE_JARS": str(jars), "BRONZE_LEASE_SECONDS": "3"})
     if overwritten:
         drop(settings, f"{DAY}/a.json", json_lines(row(1, name="old"), row(9), row(8, good="yes")))
+        drop(settings, f"{DAY}/b c.csv", csv_text(row(3, name="old"), row(10)))
+        drop(settings, f"{DAY}/c.json", json_lines(row(11)))
         drop(settings, f"{DAY}/bad.csv", csv_text(row(6)))
         loaded(settings, things())
     drop(settings, f"{DAY}/a.json", json_lines(row(1), row(2, good="yes")) + b'{"thing_id":\n')
@@ -109,11 +111,11 @@ def prepare(home: Path, jars: Path, *, overwritten: bool) -> Settings:
     return settings
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["new", "overwritten"])
+@pytest.fixture(scope="module")
 def prepared(
     request: pytest.FixtureRequest, spark: SparkSession, jars: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Settings:
-    return prepare(tmp_path_factory.mktemp("prepared home"), jars, overwritten=request.param)
+    return prepare(tmp_path_factory.mktemp("prepared home"), jars, overwritten=request.param == "overwritten")
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +206,20 @@ def events(settings: Settings) -> dict[str, str]:
     return {one["batch_id"]: one["event"] for one in rows}
 
 
+new = pytest.mark.parametrize("prepared", ["new"], indirect=True)
+overwritten = pytest.mark.parametrize("prepared", ["overwritten"], indirect=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.replace(" ", "_"))
+@pytest.mark.parametrize(
+    ("prepared", "point"),
+    [
+        *(("new", point) for point in POINTS),
+        *(("overwritten", point) for point in ("claimed recorded", "rows committed", "quarantine committed")),
+    ],
+    indirect=["prepared"],
+    ids=lambda value: value.replace(" ", "_"),
+)
 def test_a_load_killed_after_any_step_and_done_anew_leaves_what_an_undisturbed_one_does(
     prepared: Settings, undisturbed: State, tmp_path: Path, point: str
 ) -> None:
@@ -249,6 +263,7 @@ def renamed(state: State, like: State) -> State:
 
 
 @pytest.mark.slow
+@overwritten
 def test_a_load_killed_twice_in_a_row_leaves_what_an_undisturbed_one_does(
     prepared: Settings, undisturbed: State, tmp_path: Path
 ) -> None:
@@ -262,6 +277,7 @@ def test_a_load_killed_twice_in_a_row_leaves_what_an_undisturbed_one_does(
 
 
 @pytest.mark.slow
+@new
 def test_of_two_loads_at_once_one_is_refused_by_name_and_each_file_is_loaded_once(
     prepared: Settings, undisturbed: State, tmp_path: Path
 ) -> None:
@@ -276,7 +292,8 @@ def test_of_two_loads_at_once_one_is_refused_by_name_and_each_file_is_loaded_onc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["begun noted", "claimed recorded", "rows committed", "quarantine committed"])
+@new
+@pytest.mark.parametrize("point", ["begun noted", "claimed recorded", "rows committed"])
 def test_a_process_that_was_paused_and_overtaken_does_no_harm_when_it_wakes_up(
     prepared: Settings, undisturbed: State, tmp_path: Path, point: str
 ) -> None:
