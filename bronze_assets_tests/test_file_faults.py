@@ -206,16 +206,26 @@ def events(settings: Settings) -> dict[str, str]:
     return {one["batch_id"]: one["event"] for one in rows}
 
 
+# The others differ from these in what is noted, and not in what is committed.
+OFTEN = ("claimed recorded", "rows committed", "loaded recorded", "one archived")
+
+
+def mark(point: str) -> pytest.MarkDecorator:
+    return pytest.mark.slow if point in OFTEN else pytest.mark.nightly
+
+
 new = pytest.mark.parametrize("prepared", ["new"], indirect=True)
 overwritten = pytest.mark.parametrize("prepared", ["overwritten"], indirect=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepared", "point"),
     [
-        *(("new", point) for point in POINTS),
-        *(("overwritten", point) for point in ("claimed recorded", "rows committed", "quarantine committed")),
+        *(pytest.param("new", point, marks=mark(point)) for point in POINTS),
+        *(
+            pytest.param("overwritten", point, marks=pytest.mark.nightly)
+            for point in ("claimed recorded", "rows committed", "quarantine committed")
+        ),
     ],
     indirect=["prepared"],
     ids=lambda value: value.replace(" ", "_"),
