@@ -267,14 +267,20 @@ def copied(settings: Settings, home: Path) -> Settings:
     return dataclasses.replace(settings, home=home, lake=home / "lake")
 
 
-at_every_point = pytest.mark.parametrize("killed", POINTS, indirect=True, ids=lambda point: point.replace(" ", "_"))
+OFTEN = ("rows committed", "main noted", "quarantine committed", "audit row written")
+"""The points that differ in what is committed; the others run at night."""
+at_every_point = pytest.mark.parametrize(
+    "killed",
+    [pytest.param(point, marks=pytest.mark.slow if point in OFTEN else pytest.mark.nightly) for point in POINTS],
+    indirect=True,
+    ids=lambda point: point.replace(" ", "_"),
+)
 
 
 def at_points(*points: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("killed", points, indirect=True, ids=lambda point: point.replace(" ", "_"))
 
 
-@pytest.mark.slow
 @at_every_point
 def test_a_load_killed_between_any_two_commits_and_run_anew_leaves_what_an_undisturbed_one_does(
     killed: tuple[str, Settings], undisturbed: State, tmp_path: Path

@@ -207,7 +207,7 @@ def events(settings: Settings) -> dict[str, str]:
 
 
 # The others differ from these in what is noted, and not in what is committed.
-OFTEN = ("claimed recorded", "rows committed", "loaded recorded", "one archived")
+OFTEN = ("rows committed", "one archived")
 
 
 def mark(point: str) -> pytest.MarkDecorator:
@@ -301,9 +301,15 @@ def test_of_two_loads_at_once_one_is_refused_by_name_and_each_file_is_loaded_onc
     assert State.of(settings) == undisturbed
 
 
-@pytest.mark.slow
 @new
-@pytest.mark.parametrize("point", ["begun noted", "claimed recorded", "rows committed"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("begun noted", marks=pytest.mark.nightly),
+        pytest.param("claimed recorded", marks=pytest.mark.slow),
+        pytest.param("rows committed", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_process_that_was_paused_and_overtaken_does_no_harm_when_it_wakes_up(
     prepared: Settings, undisturbed: State, tmp_path: Path, point: str
 ) -> None:

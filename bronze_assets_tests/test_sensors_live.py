@@ -111,7 +111,7 @@ def ui(tmp_path: Path, jars: Path) -> Iterator[Ui]:
         postgres.remove(settings)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_changes_and_files_arrive_through_sensors_alone_also_when_the_capture_is_killed(ui: Ui) -> None:
     # Nothing was loaded, and nobody loads: the capture begins, and the snapshots that meet it follow.
     def snapshots() -> bool:
