@@ -46,7 +46,8 @@ class SchemaVersions:
         self._table = table
         self._clock = clock
         rows = lake.rows(table.schema, SCHEMA_VERSIONS, where=f"table_name = {sql_literal(table.name)}")
-        self._events = sorted(rows, key=lambda row: row["event_time"])
+        order = {"proposed": 0, "withdrawn": 1}
+        self._events = sorted(rows, key=lambda row: (row["event_time"], row["version"], order.get(row["event"], 2)))
 
     @property
     def version(self) -> int:
