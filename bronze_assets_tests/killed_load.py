@@ -25,7 +25,7 @@ import dagster as dg
 
 from bronze_assets import audit
 from bronze_assets.batches import BatchLog
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.assets import asset_key, assets
 from bronze_assets.orchestration.resources import Loader

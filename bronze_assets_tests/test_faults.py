@@ -24,7 +24,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.load import load
 from bronze_assets.settings import Settings

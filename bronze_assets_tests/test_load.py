@@ -28,7 +28,7 @@ from py4j.protocol import Py4JJavaError
 from bronze_assets import audit
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import lease
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.errors import (
     BronzeError,
@@ -1276,7 +1276,7 @@ HOLDER = """
 import socket, sys, time
 from pathlib import Path
 from bronze_assets.batches import lease
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.lakehouse import Lakehouse
 
 if sys.argv[2]:

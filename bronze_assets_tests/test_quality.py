@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bronze_assets import audit, quality
-from bronze_assets.catalog import TABLES
+from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.load import load
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Cadence, Impact, Pii, column
