@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bronze_assets.audit import Check, LoadRecord, RuleCount, Verdict, checks, combine, verdicts
-from bronze_assets.catalog.inventory import TABLES
+from bronze_assets.catalog import TABLES
 
 ORDERS, CUSTOMERS, SUPPLIERS, INVENTORY, PRODUCTS, WAREHOUSES, SENSORS = (
     next(table for table in TABLES if table.name == f"bz_{name}")
