@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bronze_assets import capture
+from bronze_assets import capture_files
 from bronze_assets.capture import Capture
 from bronze_assets.catalog import TABLES
 from bronze_assets.errors import BronzeError
@@ -69,14 +69,14 @@ def _stand_still_at(point: str, reached: Path, tables: int) -> None:
     after(ChangeSource, "create_slot", "slot made")
     after(ChangeSource, "flushed", "flushed")
     after(ChangeSource, "advance", "advanced")
-    files = capture._Files
+    files = capture_files.CaptureFiles
     began = point in FIRST_POINTS
     after(files, "write_manifest", *(("position noted", "manifest begun") if began else ("manifest written",)))
     after(files, "write_intent", "intent written")
     after(files, "publish", "all files published", "one file published", last=tables)
     after(files, "forget_intent", "intent forgotten")
-    after(capture._Spool, "write", "line spooled", last=3)
-    after(capture._Spool, "complete", "spooled")
+    after(capture_files.Spool, "write", "line spooled", last=3)
+    after(capture_files.Spool, "complete", "spooled")
 
 
 def main(asked: dict[str, Any]) -> None:
