@@ -91,7 +91,10 @@ class Workbench:
     def source(self) -> PostgresSource:
         """The source; connects when its snapshot is first asked for."""
         url = resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL")
-        return PostgresSource(url, self.clock, slot_point=self.settings.capture is not CaptureMode.OFF)
+        mode = self.settings.capture
+        return PostgresSource(
+            url, self.clock, slot_point=mode is not CaptureMode.OFF, by_change=mode is CaptureMode.EXTERNAL
+        )
 
     @functools.cached_property
     def zone(self) -> LandingZone:

@@ -69,6 +69,7 @@ class PostgresSource:
         url: `postgresql://user:password@host:port/database?sslmode=…`.
         clock: gives the present moment, in UTC.
         slot_point: whether snapshots are to meet captured changes without gap or overlap, see `Snapshot`.
+        by_change: whether those changes are ordered by their own positions, likewise.
 
     Raises:
         SettingsError: the URL is malformed; the message does not show it.
@@ -80,10 +81,12 @@ class PostgresSource:
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
         *,
         slot_point: bool = False,
+        by_change: bool = False,
     ) -> None:
         self._address = Address.parse(url)
         self._clock = clock
         self._slot_point = slot_point
+        self._by_change = by_change
         self._snapshot: Snapshot | None = None
 
     def snapshot(self) -> Snapshot:
@@ -97,7 +100,9 @@ class PostgresSource:
         if self._snapshot is not None and not self._snapshot.alive():
             self.close()
         if self._snapshot is None:
-            self._snapshot = Snapshot(self._address, self._clock(), slot_point=self._slot_point)
+            self._snapshot = Snapshot(
+                self._address, self._clock(), slot_point=self._slot_point, by_change=self._by_change
+            )
         return self._snapshot
 
     @property
@@ -124,9 +129,14 @@ class Snapshot:
         slot_point: whether `lsn` is to part all transactions exactly: the snapshot sees those whose commit record
             starts before it and no others. Without, one that commits while it is taken may be on either side. Needs
             `wal_level = logical`, REPLICATION and, for a moment, a free slot; waits for open transactions.
+        by_change: with `slot_point`, whether changes are ordered by their own position and not by their commit's, as
+            Debezium's are. `lsn` then lies before all changes that the snapshot does not see; some that it does see
+            come after it, and end at the same rows.
     """
 
-    def __init__(self, address: Address, taken: dt.datetime, *, slot_point: bool = False) -> None:
+    def __init__(
+        self, address: Address, taken: dt.datetime, *, slot_point: bool = False, by_change: bool = False
+    ) -> None:
         self._address = address
         self.taken = taken
         self._connection = address.connect()
@@ -135,7 +145,7 @@ class Snapshot:
             with self._connection.cursor() as cursor:
                 cursor.execute(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             self._connection.commit()
-            point = self._import_slot_point() if slot_point else None
+            point = self._import_slot_point(by_change) if slot_point else None
             ((self._id, lsn, epoch),) = self._query(
                 "select pg_export_snapshot(),"
                 " case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end"
@@ -151,20 +161,29 @@ class Snapshot:
         self.lsn = int(lsn) if point is None else point
         self.epoch = str(epoch)
 
-    def _import_slot_point(self) -> int:
-        """Begin the transaction with the snapshot of a temporary slot's consistent point; returns that point."""
+    def _import_slot_point(self, by_change: bool) -> int:
+        """Begin the transaction with the snapshot of a temporary slot's consistent point; returns that point, or with
+        `by_change` where the slot begins to read.
+
+        The server waits for the transactions that are open when a slot begins to read. So what is open at its
+        consistent point has begun in between, and every change of it lies in between too, or later.
+        """
+        slot = f"bronze_snapshot_{secrets.token_hex(8)}"
         with closing(self._address.connect(replication=True)) as replication, replication.cursor() as cursor:
             try:
                 # Bounds the wait for each transaction that is open; a replication command knows no statement_timeout.
                 cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
                 cursor.execute(
-                    f'CREATE_REPLICATION_SLOT "bronze_snapshot_{secrets.token_hex(8)}" TEMPORARY LOGICAL pgoutput'
+                    f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY LOGICAL pgoutput'
                     # The way to write it that PostgreSQL 14 knows too.
                     " EXPORT_SNAPSHOT"
                 )
                 _, point, exported, _ = cursor.fetchone()
                 with self._connection.cursor() as importing:
                     importing.execute("set transaction snapshot %s", (exported,))
+                    if by_change:
+                        importing.execute("select restart_lsn from pg_replication_slots where slot_name = %s", (slot,))
+                        ((point,),) = importing.fetchall()
             except psycopg2.Error as error:
                 raise self._no_slot_point(error) from None
         high, low = point.split("/")
