@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from bronze_assets import epochs
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import TableBusy
 from bronze_assets.lakehouse import Lakehouse, sql_literal
@@ -152,7 +153,11 @@ class BatchLog:
         """Ordinal of the source epoch for captured changes, which may come when another epoch has begun; for changes
         that name none, the latest.
         """
-        return self._ordinals(source_epoch or None) or self._ordinals() + bool(source_epoch) or 1
+        if known := self._ordinals(source_epoch or None):
+            return known
+        # Changes of a slot that was lost before any of them was loaded: what is known of later ones stays in force.
+        later = [b.epoch for b in self.batches if source_epoch and epochs.is_before(source_epoch, b.source_epoch)]
+        return max(0, min(later) - 1) if later else self._ordinals() + bool(source_epoch) or 1
 
     def _ordinals(self, source_epoch: str | None = None) -> int:
         """The highest ordinal of that epoch, or of all; 0 if there is none."""

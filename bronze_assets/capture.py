@@ -17,7 +17,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bronze_assets.capture_files import Begun, CaptureFiles, Intent, State
+from bronze_assets import epochs
+from bronze_assets.capture_files import Begun, CaptureFiles, Intent, LastCommit, Restart, State
 from bronze_assets.capture_lines import Lines
 from bronze_assets.errors import DeclarationError
 from bronze_assets.sources import pgoutput
@@ -34,6 +35,7 @@ NEVER_BEFORE = "nothing was captured before"
 """Why the first drain of all makes a slot: nothing is lost by that."""
 
 _MOST_NAME_BYTES = 63
+_MOST_RESTARTS = 10
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class Manifest:
 
     Attributes:
         slot: name of the replication slot.
-        source_epoch: `<system identifier>/<timeline>` of the server, as `Snapshot.epoch`.
+        source_epoch: what the positions belong to: the server, and this slot of it (`epochs`).
         start_lsn: where this slot begins.
         watermark: every change that was committed from `start_lsn` to here is in files.
         confirmed_at: every change that was committed up to this moment (UTC) is in files; None before the first drain
             has ended well.
         tables: bronze table → from where on its changes are complete. A snapshot of the table must be at or after it.
+        restarts: when and why a slot was made in the place of one that was lost, oldest first; only the latest.
     """
 
     slot: str
@@ -56,6 +59,15 @@ class Manifest:
     watermark: int
     confirmed_at: dt.datetime | None
     tables: Mapping[str, int]
+    restarts: tuple[Restart, ...] = ()
+
+    def epoch_of(self, server: str) -> str:
+        """The source epoch of a snapshot: that of the changes that go on from it, if they are of the same server.
+
+        Args:
+            server: `Snapshot.epoch`.
+        """
+        return self.source_epoch if epochs.server_of(self.source_epoch) == server else server
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,7 @@ class SlotStatus:
         lag_seconds: time since `confirmed_at`; None before the first drain has ended well.
         watermark: as in the manifest; None without one.
         confirmed_at: as in the manifest; None without one.
+        restarts: as in the manifest.
     """
 
     slot: str
@@ -108,6 +121,7 @@ class SlotStatus:
     lag_seconds: float | None
     watermark: int | None
     confirmed_at: dt.datetime | None
+    restarts: tuple[Restart, ...]
 
 
 def manifest(landing: str, schema: str) -> Manifest | None:
@@ -120,7 +134,9 @@ def manifest(landing: str, schema: str) -> Manifest | None:
     if state is None:
         return None
     begun = {name: table.lsn for name, table in state.tables.items()}
-    return Manifest(state.slot, state.epoch, state.start, state.watermark, state.confirmed_at, begun)
+    return Manifest(
+        state.slot, state.epoch, state.start, state.watermark, state.confirmed_at, begun, restarts=state.restarts
+    )
 
 
 class Capture:
@@ -218,6 +234,7 @@ class Capture:
             lag_seconds=(self._clock() - confirmed_at).total_seconds() if confirmed_at is not None else None,
             watermark=state.watermark if state is not None else None,
             confirmed_at=confirmed_at,
+            restarts=state.restarts if state is not None else (),
         )
 
     def drop(self) -> None:
@@ -250,9 +267,11 @@ class Capture:
         """The state to go on from, and the reason if it is a new one."""
         state, slot = self._files.manifest(), source.slot()
         lost = self._lost(source, state, slot, source.written(), publication.oid)
+        if lost is None and state is not None and slot is not None and self._tells_otherwise(source, state, slot):
+            lost = "the source was set back to an earlier state, and has gone on since"
         if lost is not None or state is None:
             lost = lost or "there is no manifest"
-            return lost, self._begin_anew(source, publication, lost)
+            return lost, self._begin_anew(source, publication, lost, state)
         return None, state
 
     def _lost(
@@ -260,35 +279,58 @@ class Capture:
     ) -> str | None:
         if state is None:
             return NEVER_BEFORE if slot is None else "there is a slot without a manifest"
+        if epochs.server_of(state.epoch) != source.epoch():
+            return "the source is another server, or another timeline of it"
+        if end < state.watermark:
+            return "the source was set back to an earlier state"
         if slot is None:
             return f"the slot {self.slot} is gone"
         if not slot.usable:
             return f"the slot {self.slot} was invalidated by the server"
-        if state.epoch != source.epoch():
-            return "the source is another server, or another timeline of it"
         if slot.confirmed > state.watermark:
             return f"the slot {self.slot} was moved by somebody else"
         if state.publication != publication:
             return "the publication was dropped or made anew: changes may have been missed"
-        if end < state.watermark:
-            return "the source was set back to an earlier state"
         if end - slot.confirmed > self._max_lag_bytes:
             return f"the slot {self.slot} was {end - slot.confirmed} bytes behind, more than {self._max_lag_bytes}"
         return None
 
-    def _begin_anew(self, source: ChangeSource, publication: Publication, reason: str) -> State:
-        level = logging.INFO if reason == NEVER_BEFORE else logging.WARNING
-        logger.log(level, "capture of %s starts anew: %s", self._schema, reason)
+    def _tells_otherwise(self, source: ChangeSource, state: State, slot: Slot) -> bool:
+        """Whether the slot tells other transactions before the watermark than those that are in files.
+
+        It is behind the watermark after a drain that was killed and after a crash of the server, which keeps a slot's
+        position only now and then. It is so too on a server that was set back to a copy of its disk and has written as
+        much log again since: there, other transactions stand where those stood.
+        """
+        if slot.confirmed >= state.watermark:
+            return False
+        told = None
+        with contextlib.closing(source.peek(state.watermark)) as messages:
+            for _, message in messages:
+                if isinstance(message, pgoutput.Begin):
+                    if message.commit_lsn >= state.watermark:
+                        break
+                    told = LastCommit(message.commit_lsn, message.commit_time_us)
+        return told != (state.last if state.last is not None and state.last.lsn >= slot.confirmed else None)
+
+    def _begin_anew(self, source: ChangeSource, publication: Publication, reason: str, before: State | None) -> State:
+        restarts, now = before.restarts if before is not None else (), self._clock()
+        if reason == NEVER_BEFORE:
+            logger.info("capture of %s begins", self._schema)
+        else:
+            logger.warning("capture of %s starts anew: %s", self._schema, reason)
+            restarts = (*restarts, Restart(now, reason))[-_MOST_RESTARTS:]
         source.drop_slot()
         start = source.create_slot()
         state = State(
             slot=self.slot,
-            epoch=source.epoch(),
+            epoch=epochs.of_slot(source.epoch(), now),
             start=start,
             watermark=start,
             confirmed_at=None,
             publication=publication.oid,
             tables={name: Begun(start, member) for name, member in publication.members.items()},
+            restarts=restarts,
         )
         self._files.write_manifest(state)
         self._files.forget_intent()
@@ -320,9 +362,11 @@ class Capture:
                 intent = Intent(state.watermark, up_to, now.date().isoformat(), state.epoch)
             if intent.up_to > state.watermark:
                 self._files.write_intent(intent)
-                for table, path, count in self._write(source, intent, domains):
+                written, last_commit = self._write(source, intent, domains)
+                for table, path, count in written:
                     files[path] = None
                     rows[table] = rows.get(table, 0) + count
+                state = replace(state, last=last_commit or state.last)
             last = intent.up_to >= end
             state = replace(state, watermark=intent.up_to, confirmed_at=now if last else state.confirmed_at)
             self._files.write_manifest(state)
@@ -336,9 +380,9 @@ class Capture:
 
     def _write(
         self, source: ChangeSource, intent: Intent, domains: Mapping[int, int]
-    ) -> Iterator[tuple[str, str, int]]:
-        """Write and publish the files of a range: table, path and lines of each."""
-        writer = Lines(self._tables, domains, intent.epoch)
+    ) -> tuple[list[tuple[str, str, int]], LastCommit | None]:
+        """Write and publish the files of a range: table, path and lines of each; and the range's last transaction."""
+        writer, last = Lines(self._tables, domains, intent.epoch), None
         with self._files.spool() as spool, contextlib.ExitStack() as stack:
             messages = stack.enter_context(contextlib.closing(source.peek(intent.up_to)))
             for position, message in messages:
@@ -346,10 +390,11 @@ class Capture:
                     if message.commit_lsn >= intent.up_to:
                         break
                     writer.begin(message, skipped=message.commit_lsn < intent.begin)
+                    last = LastCommit(message.commit_lsn, message.commit_time_us)
                 else:
                     for name, line in writer.lines(position, message):
                         spool.write(name, line)
-            written = spool.complete()
-            for table in self._tables:
-                if table.name in written:
-                    yield table.name, self._files.publish(spool, table, intent), written[table.name]
+            lines = spool.complete()
+            written = [table for table in self._tables if table.name in lines]
+            paths = [self._files.publish(spool, table, intent) for table in written]
+        return [(table.name, path, lines[table.name]) for table, path in zip(written, paths, strict=True)], last

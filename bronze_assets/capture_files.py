@@ -68,13 +68,40 @@ class Begun:
 
 
 @dataclass(frozen=True)
+class LastCommit:
+    """The latest transaction that is in files.
+
+    Attributes:
+        lsn: where its commit record starts.
+        time_us: when it was committed, in microseconds since 1970-01-01 UTC.
+    """
+
+    lsn: int
+    time_us: int
+
+
+@dataclass(frozen=True)
+class Restart:
+    """That a slot was lost and made anew.
+
+    Attributes:
+        at: when.
+        reason: why, in words.
+    """
+
+    at: dt.datetime
+    reason: str
+
+
+@dataclass(frozen=True)
 class State:
     """The manifest as it is stored.
 
     Attributes:
-        slot, epoch, start, watermark, confirmed_at: as in `capture.Manifest`.
+        slot, epoch, start, watermark, confirmed_at, restarts: as in `capture.Manifest`.
         publication: oid of the publication that the slot was made for.
         tables: bronze table → where its changes begin.
+        last: None if none has come from this slot yet.
     """
 
     slot: str
@@ -84,6 +111,8 @@ class State:
     confirmed_at: dt.datetime | None
     publication: int
     tables: Mapping[str, Begun] = field(default_factory=dict)
+    last: LastCommit | None = None
+    restarts: tuple[Restart, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -97,12 +126,16 @@ class State:
             "tables": {
                 name: {"start_lsn": f"{table.lsn:016X}", "member": table.member} for name, table in self.tables.items()
             },
+            "last_commit": {"lsn": f"{self.last.lsn:016X}", "time_us": self.last.time_us} if self.last else None,
+            "restarts": [{"at": restart.at.isoformat(), "reason": restart.reason} for restart in self.restarts],
         }
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> State:
         """What was stored."""
         confirmed = stored["confirmed_at"]
+        # Manifests of before know neither.
+        last, restarts = stored.get("last_commit"), stored.get("restarts", [])
         return cls(
             slot=stored["slot"],
             epoch=stored["source_epoch"],
@@ -113,6 +146,8 @@ class State:
             tables={
                 name: Begun(int(table["start_lsn"], 16), table["member"]) for name, table in stored["tables"].items()
             },
+            last=LastCommit(int(last["lsn"], 16), last["time_us"]) if last is not None else None,
+            restarts=tuple(Restart(dt.datetime.fromisoformat(one["at"]), one["reason"]) for one in restarts),
         )
 
 

@@ -44,8 +44,7 @@ class SnapshotLoad:
         if is_past(attempt):
             # A late file is no reason to read that day of the source anew.
             return attempt.table.event_date is not None and attempt.run.trigger in ("manual", "backfill")
-        state = capture.manifest(attempt.bench.settings.landing, attempt.table.schema)
-        return snapshot_is_due(attempt.log, attempt.table, state)
+        return snapshot_is_due(attempt.log, attempt.table, self._capture())
 
     def load(self, again: Batch | None) -> Iterator[LoadRecord]:
         """Load what has changed.
@@ -71,7 +70,7 @@ class SnapshotLoad:
         _scope(table, attempt.partition, bench.moment())
         snapshot = bench.source.snapshot()
         scope = _scope(table, attempt.partition, snapshot.taken)
-        position = source_position(attempt.log.epoch(snapshot.epoch), snapshot.lsn, 0)
+        position = source_position(attempt.log.epoch(self._epoch(snapshot)), snapshot.lsn, 0)
         versions = None
         if bench.lake.exists(table.schema, table.name):
             versions = bench.lake.read(bench.session, table.schema, table.name)
@@ -89,7 +88,8 @@ class SnapshotLoad:
         attempt, bench, table = self._attempt, self._attempt.bench, self._attempt.table
         started = bench.clock()
         size = bench.lake.size(table.schema, table.name)
-        batch = attempt.batch = attempt.log.begin(batch_id, attempt.partition, attempt.run.id, scope, snapshot.epoch)
+        epoch = self._epoch(snapshot)
+        batch = attempt.batch = attempt.log.begin(batch_id, attempt.partition, attempt.run.id, scope, epoch)
         position = source_position(batch.epoch, snapshot.lsn, 0)
         logger.info("%s: batch %s: reading %s", table.name, batch_id, scope)
         own = f"batch_id = {spark_literal(batch_id)}"
@@ -109,6 +109,13 @@ class SnapshotLoad:
         )
         assert record is not None
         return attempt.finish(batch, record)
+
+    def _capture(self) -> capture.Manifest | None:
+        return capture.manifest(self._attempt.bench.settings.landing, self._attempt.table.schema)
+
+    def _epoch(self, snapshot: Snapshot) -> str:
+        state = self._capture()
+        return state.epoch_of(snapshot.epoch) if state is not None else snapshot.epoch
 
     def _frames(self, scope: Scope, snapshot: Snapshot, source: SourceTable) -> SnapshotFrames:
         bench, options = self._attempt.bench, self._attempt.options

@@ -27,6 +27,12 @@ ORDERS = next(table for table in TABLES if table.name == "bz_orders")
         ("files A, snapshot A", [1, 1]),
         ("snapshot A, snapshot B, files of nobody", [1, 2, 2]),
         ("files of nobody, snapshot A", [1, 1]),
+        # Of one server, with the moment at which the slot was made.
+        ("snapshot S/1/20, files S/1/20, files S/1/30, snapshot S/1/30", [1, 1, 2, 2]),
+        ("snapshot S/1/30, files S/1/20, files S/1/20, files S/1/30, files S/1/40", [1, 0, 0, 1, 2]),
+        ("snapshot S/1/30, files S/1/20, files S/1/10, snapshot S/1/30", [1, 0, 0, 1]),
+        ("snapshot S/1, snapshot S/1/30, files S/1/20, files S/1/10, snapshot S/1/30", [1, 2, 1, 0, 2]),
+        ("snapshot S/1/30, files S/2/20, snapshot T/1/5", [1, 2, 3]),
     ],
 )
 def test_an_epoch_has_one_ordinal_for_its_snapshots_and_its_changes(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pandera.pyspark as pa
+import psutil
 import psycopg2
 import pyspark.sql.types as T
 import pytest
@@ -38,7 +39,7 @@ from bronze_assets.errors import (
     SourceRefused,
     SourceUnreachable,
 )
-from bronze_assets.settings import CaptureMode
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.sources import postgres as postgres_source
 from bronze_assets.sources import postgres_changes
 from bronze_assets.sources.postgres import PostgresSource, Snapshot
@@ -266,7 +267,10 @@ def test_a_line_holds_the_row_and_where_it_stands(
     assert (line["__op"], line["__deleted"], line["__seq"]) == ("c", "false", 1)
     assert lsn_of(before) <= line["__source_lsn"] < line["__commit_lsn"] < lsn_of(after)
     assert int(began) <= line["__source_ts_ms"] <= int(ended) + 1
-    assert line["__source_epoch"] == PostgresSource(source_url).snapshot().epoch
+    stored = manifest(str(landed.folder), SCHEMA)
+    assert stored is not None
+    assert line["__source_epoch"] == stored.epoch_of(PostgresSource(source_url).snapshot().epoch)
+    assert line["__source_epoch"] == stored.source_epoch
     assert text.endswith("}\n")
     assert "täg" in text
     assert outcome.rows == {"bz_things": 1}
@@ -1007,11 +1011,27 @@ def spoil_the_manifest(source: Connection, capture: Capture, landed: Landed) -> 
 
 
 def meet_another_timeline(source: Connection, capture: Capture, landed: Landed) -> None:
-    edit_manifest(landed, lambda stored: stored.update(source_epoch=stored["source_epoch"][:-1] + "2"))
+    def edit(stored: dict[str, Any]) -> None:
+        system, _, slot = stored["source_epoch"].split("/")
+        stored["source_epoch"] = f"{system}/2/{slot}"
+
+    edit_manifest(landed, edit)
 
 
 def set_the_source_back(source: Connection, capture: Capture, landed: Landed) -> None:
     edit_manifest(landed, lambda stored: stored.update(watermark="00FF000000000000"))
+
+
+def lose_the_slot_in_a_restore(source: Connection, capture: Capture, landed: Landed) -> None:
+    lose_the_slot(source, capture, landed)
+    set_the_source_back(source, capture, landed)
+
+
+def set_the_source_back_and_go_on(source: Connection, capture: Capture, landed: Landed) -> None:
+    """Other transactions lie between the slot's position and the watermark than were captured."""
+    insert_unseen(source)
+    ((end,),) = ask(source, "select pg_current_wal_flush_lsn()::text")
+    edit_manifest(landed, lambda stored: stored.update(watermark=f"{lsn_of(end):016X}"))
 
 
 LOSSES = {
@@ -1025,7 +1045,10 @@ LOSSES = {
     "there is a slot without a manifest, that can be read": spoil_the_manifest,
     "another timeline": meet_another_timeline,
     "set back": set_the_source_back,
+    "set back, without the slot": lose_the_slot_in_a_restore,
+    "set back, and went on": set_the_source_back_and_go_on,
 }
+SEEN_BY_THE_DRAIN_ALONE = (restrict_the_publication, set_the_source_back_and_go_on)
 
 
 def insert_unseen(source: Connection) -> None:
@@ -1059,18 +1082,182 @@ def test_a_lost_slot_is_made_anew_and_misses_nothing_from_then_on(
 
     assert outcome.started_anew is not None
     assert reason.split(",")[0] in outcome.started_anew
-    # An alteration is noticed by the drain alone.
-    assert foretold == (None if LOSSES[reason] is restrict_the_publication else outcome.started_anew)
+    assert foretold == (None if LOSSES[reason] in SEEN_BY_THE_DRAIN_ALONE else outcome.started_anew)
     assert outcome.incomplete == ("bz_products", "bz_orders")
     assert (last.started_anew, last.incomplete) == (None, ())
     stored = manifest(str(landed.folder), SCHEMA)
     assert stored is not None
     assert first.up_to_lsn < stored.start_lsn <= snapshot.lsn <= stored.watermark
     assert set(stored.tables.values()) == {stored.start_lsn}
+    # What comes from the new slot is of another epoch, whatever became of the server's positions.
+    before, after = (line["__source_epoch"] for line in landed.lines(PRODUCTS))
+    assert before != after == stored.source_epoch == stored.epoch_of(snapshot.epoch)
+    assert {epoch.rsplit("/", 1)[0] for epoch in (before, after)} == {snapshot.epoch}
+    assert [restart.reason for restart in stored.restarts] == [outcome.started_anew]
     assert landed.rows(PRODUCTS) == [("c", 1, None, None, None), ("c", 3, None, None, None)]
     assert [row[:2] for row in landed.rows(ORDERS)] == [("c", 1), ("d", 1)]
     slots = ask(database, "select slot_name from pg_replication_slots where database = current_database()")
     assert slots == [(capture.slot,)]
+
+
+def test_an_epoch_of_another_server_is_not_the_captures(
+    database: Connection, landed: Landed, make: Callable[..., Capture]
+) -> None:
+    make(PRODUCTS).drain()
+    stored = manifest(str(landed.folder), SCHEMA)
+    assert stored is not None
+    assert stored.restarts == ()
+    system, timeline, _ = stored.source_epoch.split("/")
+    assert stored.epoch_of(f"{system}/{timeline}") == stored.source_epoch
+    for other in (f"{system}/{timeline}1", f"{system}1/{timeline}", system):
+        assert stored.epoch_of(other) == other
+
+
+def test_a_manifest_of_before_slots_had_epochs_goes_on(
+    database: Connection, landed: Landed, make: Callable[..., Capture]
+) -> None:
+    capture = make(PRODUCTS)
+    capture.drain()
+    execute(database, "insert into tests.products values (1)")
+    capture.drain()
+
+    def edit(stored: dict[str, Any]) -> None:
+        stored["source_epoch"] = stored["source_epoch"].rsplit("/", 1)[0]
+        del stored["restarts"], stored["last_commit"]
+
+    edit_manifest(landed, edit)
+    execute(database, "insert into tests.products values (2)")
+    assert capture.drain().started_anew is None
+    stored = manifest(str(landed.folder), SCHEMA)
+    assert stored is not None
+    assert landed.lines(PRODUCTS)[-1]["__source_epoch"] == stored.source_epoch == stored.epoch_of(stored.source_epoch)
+
+
+def test_why_a_slot_was_made_is_on_record_although_its_drain_was_killed(
+    database: Connection, source_url: str, landed: Landed, make: Callable[..., Capture]
+) -> None:
+    capture = make(PRODUCTS, ORDERS)
+    capture.drain()
+    lose_the_slot(database, capture, landed)
+    began = dt.datetime.now(dt.UTC)
+    with draining(source_url, landed, "manifest begun"):
+        pass
+    assert drained(capture).started_anew is None
+    capture.drain()
+    stored = manifest(str(landed.folder), SCHEMA)
+    assert stored is not None
+    (restart,) = stored.restarts
+    assert restart.reason == f"the slot {capture.slot} is gone"
+    assert began <= restart.at <= dt.datetime.now(dt.UTC)
+
+
+def test_only_the_latest_restarts_are_on_record(
+    database: Connection, landed: Landed, make: Callable[..., Capture]
+) -> None:
+    now = dt.datetime(2026, 3, 4, tzinfo=dt.UTC)
+    capture = make(PRODUCTS, clock=lambda: now)
+    capture.drain()
+    for _ in range(12):
+        now += dt.timedelta(seconds=1)
+        lose_the_slot(database, capture, landed)
+        capture.drain()
+    stored = manifest(str(landed.folder), SCHEMA)
+    assert stored is not None
+    assert [restart.at.second for restart in stored.restarts] == list(range(3, 13))
+
+
+@contextlib.contextmanager
+def own_server(folder: Path) -> Iterator[Settings]:
+    """A server that a test may stop, kill and set back."""
+    settings = settings_for(folder)
+    try:
+        yield settings
+    finally:
+        postgres.remove(settings)
+
+
+def slot_position(connection: Connection, capture: Capture) -> int:
+    ((position,),) = ask(
+        connection, f"select confirmed_flush_lsn::text from pg_replication_slots where slot_name = '{capture.slot}'"
+    )
+    return lsn_of(position)
+
+
+@pytest.mark.slow
+def test_a_server_that_crashed_goes_on_though_its_slot_is_behind(tmp_path: Path, landed: Landed) -> None:
+    with own_server(tmp_path / "home") as settings:
+        url = postgres.start(settings, print)
+        capture = Capture(url, str(landed.folder), [PRODUCTS])
+        with postgres.connect(url) as source:
+            execute(source, CREATE)
+            capture.drain()
+            for number in (1, 2, 3):
+                execute(source, f"insert into tests.products values ({number})")
+                capture.drain()
+            before = slot_position(source, capture)
+        data = settings.home / "postgres" / "data"
+        crashed = psutil.Process(int((data / "postmaster.pid").read_text().split("\n", 1)[0]))
+        crashed.send_signal(signal.SIGQUIT)
+        crashed.wait(PATIENCE)
+        capture = Capture(postgres.start(settings, print), str(landed.folder), [PRODUCTS])
+        with postgres.connect(url) as source:
+            assert slot_position(source, capture) < before, "or this shows nothing"
+            execute(source, "insert into tests.products values (4)")
+            assert capture.drain().started_anew is None
+        assert [row[1] for row in landed.rows(PRODUCTS)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slot", ["with its slot", "without"])
+@pytest.mark.parametrize("log", ["short", "beyond the watermark"])
+def test_a_server_that_was_set_back_is_captured_anew(tmp_path: Path, landed: Landed, log: str, slot: str) -> None:
+    with own_server(tmp_path / "home") as settings:
+        url = postgres.start(settings, print)
+        capture = Capture(url, str(landed.folder), [PRODUCTS])
+        data, saved = (settings.home / "postgres" / "data").resolve(), tmp_path / "saved"
+        with postgres.connect(url) as source:
+            execute(source, CREATE)
+            capture.drain()
+            execute(source, "insert into tests.products values (1)")
+            capture.drain()
+        postgres.stop(settings)
+        subprocess.run(["cp", "-a", str(data), str(saved)], check=True)
+
+        with postgres.connect(postgres.start(settings, print)) as source:
+            for number in (2, 3):
+                execute(source, f"insert into tests.products values ({number})")
+                execute(source, "select pg_logical_emit_message(false, 'x', repeat('x', 1000000), true)")
+                capture.drain()
+        first = manifest(str(landed.folder), SCHEMA)
+        assert first is not None
+        postgres.stop(settings)
+        subprocess.run(["rm", "-rf", str(data)], check=True)
+        subprocess.run(["cp", "-a", str(saved), str(data)], check=True)
+
+        with postgres.connect(postgres.start(settings, print)) as source:
+            if slot == "without":
+                lose_the_slot(source, capture, landed)
+            execute(source, "insert into tests.products values (4)")
+            while log != "short":
+                execute(source, "select pg_logical_emit_message(false, 'x', repeat('x', 1000000), true)")
+                ((end,),) = ask(source, "select pg_current_wal_flush_lsn()::text")
+                if lsn_of(end) > first.watermark + 2**20:
+                    break
+            outcome = capture.drain()
+            execute(source, "insert into tests.products values (5)")
+            capture.drain()
+    stored = manifest(str(landed.folder), SCHEMA)
+    assert stored is not None
+    # Without its slot, and that long after, nothing tells it from one whose slot was dropped. It comes to the same.
+    expected = "is gone" if slot == "without" and log != "short" else "set back"
+    assert expected in (outcome.started_anew or "")
+    assert outcome.incomplete == ("bz_products",)
+    assert [row[1] for row in landed.rows(PRODUCTS) if row[1] != 5] == [1, 2, 3]
+    assert {line["__source_epoch"] for line in landed.lines(PRODUCTS) if line["product_id"] < 4} == {first.source_epoch}
+    assert [line["__source_epoch"] for line in landed.lines(PRODUCTS) if line["product_id"] == 5] == [
+        stored.source_epoch
+    ]
+    assert stored.source_epoch != first.source_epoch
 
 
 def test_a_slot_that_is_too_far_behind_is_given_up(
@@ -1202,6 +1389,9 @@ def test_dropping_leaves_nothing_on_the_server(
     assert manifest(str(landed.folder), SCHEMA) is None
     capture.drop()
     assert capture.drain().started_anew == "nothing was captured before"
+    again = manifest(str(landed.folder), SCHEMA)
+    assert again is not None
+    assert again.source_epoch not in {line["__source_epoch"] for line in landed.lines(PRODUCTS)}
 
 
 def test_the_status_tells_how_far_behind_a_capture_is(
@@ -1237,6 +1427,8 @@ def test_a_drain_that_finds_nothing_confirms_the_position(
         stored = manifest(str(landed.folder), SCHEMA)
         assert stored is not None
         assert stored.confirmed_at == outcome.confirmed_at == now
+        # Else each drain would have to compare what lies between.
+        assert slot_position(database, capture) == stored.watermark
         assert outcome.files == ()
     assert sorted(path.name for path in (landed.folder / SCHEMA / "_capture").iterdir()) == ["manifest.json"]
 
