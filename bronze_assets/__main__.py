@@ -72,7 +72,8 @@ def load_all(settings: Settings) -> int:
 
 def run_capture(settings: Settings, *, status: bool, drop: bool) -> int:
     """Capture once, or show or remove the captures; returns the exit code: 1 if a slot is lost or too far behind."""
-    from bronze_assets.orchestration.capture import MAX_LAG_BYTES, capture_of, captured
+    from bronze_assets.orchestration.capture import capture_of, captured
+    from bronze_assets.orchestration.slot_checks import MAX_LAG_BYTES
 
     if settings.capture is not CaptureMode.BUILTIN:
         raise SettingsError(

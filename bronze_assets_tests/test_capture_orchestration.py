@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,7 @@ from bronze_assets.demo import postgres
 from bronze_assets.load import current
 from bronze_assets.orchestration import assets as assets_module
 from bronze_assets.orchestration import capture as capture_module
+from bronze_assets.orchestration import slot_checks
 from bronze_assets.orchestration.jobs import file_jobs
 from bronze_assets.orchestration.sensors import tick
 from bronze_assets.settings import CaptureMode, Environment, Settings
@@ -108,6 +111,49 @@ def checked(result: dg.ExecuteInProcessResult) -> Mapping[str, dg.AssetCheckEval
 def failures(result: dg.ExecuteInProcessResult) -> list[str]:
     data = [event.step_failure_data.user_failure_data for event in result.get_step_failure_events()]
     return [failure.description or "" for failure in data if failure]
+
+
+def judgements(result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
+    """Each judgement of the lag in a run."""
+    return [check for check in result.get_asset_check_evaluations() if check.check_name == "slot_lag"]
+
+
+def latest_judgement(instance: dg.DagsterInstance) -> dg.AssetCheckEvaluation | None:
+    """The judgement of the lag that Dagster's UI shows."""
+    found = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(KEY, "slot_lag"))
+    evaluation = found.evaluation if found is not None else None
+    return evaluation if isinstance(evaluation, dg.AssetCheckEvaluation) else None
+
+
+def forget_judgements(instance: dg.DagsterInstance) -> None:
+    instance.wipe_assets([KEY])
+
+
+def tick_of(settings: Settings, instance: dg.DagsterInstance) -> Any:
+    """A tick of the sensor that keeps the capture going."""
+    definitions = build_definitions(settings, SOME)
+    context = dg.build_sensor_context(instance=instance, repository_def=definitions.get_repository_def())
+    return definitions.resolve_sensor_def("capture_inventory_bronze_sensor").evaluate_tick(context)
+
+
+def let_an_hour_pass(settings: Settings, hours: int = 1) -> None:
+    """As if the last drain that ended well had been that long ago."""
+    path = Path(settings.landing) / "inventory_bronze" / "_capture" / "manifest.json"
+    stored = json.loads(path.read_text())
+    stored["confirmed_at"] = (dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)).isoformat()
+    path.write_text(json.dumps(stored))
+
+
+@contextlib.contextmanager
+def held_back(settings: Settings, shop: Connection) -> Iterator[None]:
+    """A transaction that stays open, and 4 MB of log after it."""
+    with postgres.connect(settings.source_url) as forgotten:
+        forgotten.autocommit = False
+        ask(forgotten, "insert into tests.products values (999, 'never committed', 'toys', 1)")
+        for _ in range(4):
+            ask(shop, "select pg_logical_emit_message(false, 'test', repeat('x', 1000000))")
+        yield
+        forgotten.rollback()
 
 
 class TestDefinitions:
@@ -305,20 +351,135 @@ class TestChecks:
     ) -> None:
         """A transaction left open holds the slot back, however often it is read."""
         run(settings, instance)
-        monkeypatch.setattr(capture_module, "MAX_LAG_BYTES", 2**20)
-        with postgres.connect(settings.source_url) as forgotten:
-            forgotten.autocommit = False
-            ask(forgotten, "insert into tests.products values (999, 'never committed', 'toys', 1)")
-            for _ in range(4):
-                ask(shop, "select pg_logical_emit_message(false, 'test', repeat('x', 1000000))")
+        monkeypatch.setattr(slot_checks, "MAX_LAG_BYTES", 2**20)
+        with held_back(settings, shop):
             result = run(settings, instance)
-            check = checked(result)["slot_lag"]
-            assert result.success
-            assert not check.passed
-            assert check.severity is dg.AssetCheckSeverity.ERROR
-            assert told(result)[-1]["slot_retained_bytes"] > 4_000_000
-            assert checked(result)["slot_went_on"].passed
-            forgotten.rollback()
+        check = checked(result)["slot_lag"]
+        assert result.success
+        assert not check.passed
+        assert check.severity is dg.AssetCheckSeverity.ERROR
+        assert told(result)[-1]["slot_retained_bytes"] > 4_000_000
+        assert checked(result)["slot_went_on"].passed
+
+    def test_the_lag_is_judged_while_a_run_goes_on_and_nothing_changes(
+        self, settings: Settings, instance: dg.DagsterInstance, shop: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(settings, instance)
+        monkeypatch.setattr(capture_module, "_REPORT_SECONDS", 0.5)
+        monkeypatch.setattr(slot_checks, "MAX_LAG_BYTES", 2**20)
+        with held_back(settings, shop):
+            result = run(settings, instance, seconds=3, every=0.2)
+        assert result.success
+        found = judgements(result)
+        assert len(found) > 2, "not only at its end"
+        assert not any(check.passed for check in found)
+        assert {check.severity for check in found} == {dg.AssetCheckSeverity.ERROR}
+        assert len(told(result)) == 1, "nothing was captured in between"
+        latest = latest_judgement(instance)
+        assert latest is not None
+        assert latest.metadata["slot_retained_bytes"].value == told(result)[0]["slot_retained_bytes"]
+
+    @pytest.mark.parametrize("lag", ["bytes", "seconds"])
+    def test_the_lag_is_judged_when_nothing_can_be_drained(
+        self,
+        settings: Settings,
+        instance: dg.DagsterInstance,
+        shop: Connection,
+        monkeypatch: pytest.MonkeyPatch,
+        lag: str,
+    ) -> None:
+        run(settings, instance)
+        ((slot,),) = ask(shop, "select slot_name from pg_replication_slots where database = current_database()")
+        monkeypatch.setattr(slot_checks, "MAX_LAG_BYTES", 2**20)
+        if lag == "seconds":
+            let_an_hour_pass(settings)
+        with contextlib.ExitStack() as stack:
+            if lag == "bytes":
+                stack.enter_context(held_back(settings, shop))
+            # As a capture does that hangs somewhere else.
+            ask(shop, f"select pg_advisory_lock(hashtextextended('bronze {slot}', 0))")
+            result = run(settings, instance)
+        assert not result.success
+        assert [check.passed for check in judgements(result)] == [False] * 4, "one for each try"
+        latest = latest_judgement(instance)
+        assert latest is not None
+        assert not latest.passed
+
+    def test_the_lag_is_judged_by_the_manifest_when_the_source_does_not_answer(
+        self, settings: Settings, instance: dg.DagsterInstance, shop: Connection
+    ) -> None:
+        run(settings, instance)
+        nobody = replace(settings, source_url="postgresql://bronze:hunter2@127.0.0.1:1/DE")
+        assert [check.passed for check in judgements(run(nobody, instance))] == [True] * 4
+        let_an_hour_pass(settings)
+        assert [check.passed for check in judgements(run(nobody, instance))] == [False] * 4
+        latest = latest_judgement(instance)
+        assert latest is not None
+        assert "cannot be reached" in (latest.description or "")
+        assert "hunter2" not in str(latest)
+
+    def test_without_a_capture_there_is_no_lag_to_judge(
+        self, settings: Settings, instance: dg.DagsterInstance, shop: Connection
+    ) -> None:
+        nobody = replace(settings, source_url="postgresql://bronze:hunter2@127.0.0.1:1/DE")
+        assert judgements(run(nobody, instance)) == []
+        assert tick_of(settings, instance).run_requests
+        assert latest_judgement(instance) is None
+
+    def test_the_lag_is_judged_while_no_run_captures(
+        self, settings: Settings, instance: dg.DagsterInstance, shop: Connection
+    ) -> None:
+        """Whether runs are killed or fail at once, and the next waits: the sensor looks."""
+        run(settings, instance)
+        let_an_hour_pass(settings)
+        assert tick_of(settings, instance).run_requests, "a run is asked for all the same"
+        latest = latest_judgement(instance)
+        assert latest is not None
+        assert latest.passed, "it is a moment since a run judged it"
+        forget_judgements(instance)
+        tick_of(settings, instance)
+        latest = latest_judgement(instance)
+        assert latest is not None
+        assert not latest.passed
+        assert latest.severity is dg.AssetCheckSeverity.ERROR
+        # And not again by the tick after that.
+        let_an_hour_pass(settings, hours=0)
+        tick_of(settings, instance)
+        assert latest_judgement(instance) == latest
+        # A run's own comes after it.
+        assert run(settings, instance).success
+        latest = latest_judgement(instance)
+        assert latest is not None
+        assert latest.passed
+
+    def test_a_run_that_captures_is_left_to_judge_by_itself(
+        self, settings: Settings, instance: dg.DagsterInstance, shop: Connection
+    ) -> None:
+        run(settings, instance)
+        let_an_hour_pass(settings)
+        forget_judgements(instance)
+        job = build_definitions(settings, SOME).resolve_job_def("capture_inventory_bronze")
+        instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+        assert not tick_of(settings, instance).run_requests
+        assert latest_judgement(instance) is None
+
+    def test_a_new_slot_of_a_run_that_was_killed_is_told_by_the_next(
+        self, settings: Settings, instance: dg.DagsterInstance, shop: Connection
+    ) -> None:
+        first = checked(run(settings, instance))["slot_went_on"]
+        assert first.passed, "the first slot of all is none that was lost"
+        for _ in range(2):
+            drop_slots(shop)
+            # What a run does that is killed before its end.
+            assert capture_module.capture_of(settings, SOME).drain().started_anew
+        check = checked(run(settings, instance))["slot_went_on"]
+        assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert (check.description or "").count("is gone") == 2
+        assert checked(run(settings, instance))["slot_went_on"].passed
+        drop_slots(shop)
+        check = checked(run(settings, instance))["slot_went_on"]
+        assert not check.passed
+        assert (check.description or "").count("is gone") == 1
 
     @pytest.mark.slow
     def test_a_slot_that_is_gone_is_told_and_made_good_by_a_snapshot_without_a_gap(

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets.capture import NEVER_BEFORE, Capture, Drained, SlotStatus
+from bronze_assets.capture import NEVER_BEFORE, Capture
 from bronze_assets.errors import BronzeError
 from bronze_assets.orchestration.assets import (
     PROCESS_TAG,
@@ -21,11 +21,18 @@ from bronze_assets.orchestration.assets import (
     process_identity,
 )
 from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
+from bronze_assets.orchestration.slot_checks import (
+    check_specs,
+    evaluation,
+    lag_at_present,
+    lag_was_judged,
+    slot_lag,
+    slot_metadata,
+    went_on,
+)
 from bronze_assets.settings import CaptureMode, Environment, Settings, resolve_secret
 from bronze_assets.table import BronzeTable
 
-MAX_LAG_BYTES = 2**30
-MAX_LAG_SECONDS = 900.0
 _REPORT_SECONDS = 60.0
 _SHORTEST_PAUSE = dt.timedelta(seconds=30)
 _LONGEST_PAUSE = dt.timedelta(minutes=10)
@@ -74,26 +81,13 @@ def capture_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
             selection=dg.AssetSelection.assets(changes_key(schema)),
             description=f"Captures the changes of the streaming tables of {schema}, until its time is over.",
         )
-        parts.append(dg.Definitions(assets=[asset], jobs=[job], sensors=[_keep_alive(schema, settings)]))
+        parts.append(dg.Definitions(assets=[asset], jobs=[job], sensors=[_keep_alive(schema, members, settings)]))
     return dg.Definitions.merge(*parts)
 
 
 def job_name(schema: str) -> str:
     """The job that captures a schema."""
     return f"capture_{schema}"
-
-
-def slot_metadata(status: SlotStatus) -> dict[str, Any]:
-    """How the capture stands, as typed entries."""
-    entries: dict[str, Any] = {
-        "slot": status.slot,
-        "slot_lag_bytes": status.lag_bytes,
-        "slot_retained_bytes": status.retained_bytes,
-        "slot_lag_seconds": status.lag_seconds,
-        "confirmed_at": None if status.confirmed_at is None else dg.MetadataValue.timestamp(status.confirmed_at),
-        "wal_status": status.wal_status,
-    }
-    return {name: value for name, value in entries.items() if value is not None}
 
 
 def _changes(schema: str, tables: Sequence[BronzeTable], settings: Settings) -> dg.AssetsDefinition:
@@ -111,26 +105,13 @@ def _changes(schema: str, tables: Sequence[BronzeTable], settings: Settings) -> 
         metadata={"landing": f"{settings.landing}/{schema}"},
         deps=[dg.AssetKey(["postgres", *table.source.lower().split(".")]) for table in tables],
         pool=job_name(schema),
-        check_specs=[
-            dg.AssetCheckSpec(
-                "slot_went_on",
-                asset=key,
-                description="The replication slot was there; else the tables are loaded from a snapshot.",
-            ),
-            dg.AssetCheckSpec(
-                "slot_lag",
-                asset=key,
-                description=(
-                    f"The slot is less than {MAX_LAG_BYTES // 2**20} MB and {MAX_LAG_SECONDS / 60:g} minutes behind."
-                ),
-            ),
-        ],
+        check_specs=check_specs(key),
     )
     def changes(context: dg.AssetExecutionContext, config: CaptureConfig) -> Iterator[Any]:
         context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: process_identity()})
         try:
             capture = capture_of(settings, tables)
-            yield from _go_on(context, config, capture, key)
+            yield from _go_on(context, config, capture, settings.landing, schema)
         except BronzeError as error:
             raise as_dagster_wants(error, "changes", context.retry_number) from error
 
@@ -138,56 +119,49 @@ def _changes(schema: str, tables: Sequence[BronzeTable], settings: Settings) -> 
 
 
 def _go_on(
-    context: dg.AssetExecutionContext, config: CaptureConfig, capture: Capture, key: dg.AssetKey
+    context: dg.AssetExecutionContext, config: CaptureConfig, capture: Capture, landing: str, schema: str
 ) -> Iterator[Any]:
+    key = changes_key(schema)
     began = told = time.monotonic()
     since: Counter[str] = Counter()
-    reasons: list[str] = []
     failures = 0
-    drained: Drained | None = None
     while True:
+        now = time.monotonic()
         try:
             drained = capture.drain()
             failures = 0
         except BronzeError as error:
             failures += 1
             # A source that is away for a moment is no reason to end a run of many minutes.
-            if not error.retryable or failures > RETRY_POLICY.max_retries or not config.seconds:
+            over = not error.retryable or failures > RETRY_POLICY.max_retries or not config.seconds
+            lag = lag_at_present(capture, landing, schema) if over or now - told > _REPORT_SECONDS else None
+            if lag is not None:
+                yield evaluation(lag, key)
+                told = now
+            if over:
                 raise
             context.log.warning(f"{error} Trying again.")
             time.sleep(RETRY_POLICY.calculate_delay(failures))
             continue
         if drained.started_anew and drained.started_anew != NEVER_BEFORE:
-            reasons.append(drained.started_anew)
             context.log.warning(f"A new replication slot was made: {drained.started_anew}")
         since.update(drained.rows)
         now = time.monotonic()
         if now - began + config.every > config.seconds:
             break
-        if since and now - told > _REPORT_SECONDS:
-            yield dg.AssetMaterialization(key, metadata={**_rows(since), **slot_metadata(capture.status())})
-            since.clear()
+        if now - told > _REPORT_SECONDS:
+            status = capture.status()
+            if since:
+                yield dg.AssetMaterialization(key, metadata={**_rows(since), **slot_metadata(status)})
+                since.clear()
+            yield evaluation(slot_lag(status), key)
             told = now
         time.sleep(config.every)
     status = capture.status()
-    lag = status.lag_seconds or 0.0
     yield dg.MaterializeResult(
         asset_key=key,
         metadata={**_rows(since), **slot_metadata(status)},
-        check_results=[
-            dg.AssetCheckResult(
-                check_name="slot_went_on",
-                passed=not reasons,
-                severity=dg.AssetCheckSeverity.WARN,
-                description="; ".join(reasons) or None,
-            ),
-            dg.AssetCheckResult(
-                check_name="slot_lag",
-                passed=status.retained_bytes < MAX_LAG_BYTES and lag < MAX_LAG_SECONDS,
-                severity=dg.AssetCheckSeverity.ERROR,
-                metadata=slot_metadata(status),
-            ),
-        ],
+        check_results=[went_on(context.instance, key, status.restarts), slot_lag(status)],
     )
 
 
@@ -195,7 +169,7 @@ def _rows(rows: Counter[str]) -> dict[str, Any]:
     return {"changes": sum(rows.values()), **{f"changes/{name}": count for name, count in sorted(rows.items())}}
 
 
-def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
+def _keep_alive(schema: str, tables: Sequence[BronzeTable], settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{job_name(schema)}_sensor",
         job_name=job_name(schema),
@@ -217,6 +191,7 @@ def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
         filters = dg.RunsFilter(job_name=job_name(schema), statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} captures.")
+        _judge_lag(context.instance, schema, tables, settings)
         failed, again = _next_try(context.instance, job_name(schema))
         if again > dt.datetime.now(dt.UTC):
             return dg.SkipReason(f"Run {failed} failed at once; the next is started at {again:%F %T} UTC.")
@@ -224,6 +199,16 @@ def _keep_alive(schema: str, settings: Settings) -> dg.SensorDefinition:
         return dg.RunRequest(tags={TRIGGER_TAG: "sensor", "dagster/priority": "10"})
 
     return keep_alive
+
+
+def _judge_lag(instance: dg.DagsterInstance, schema: str, tables: Sequence[BronzeTable], settings: Settings) -> None:
+    """Judge the lag while no run does: one that was killed tells nothing, and the next may wait or be killed too."""
+    key = changes_key(schema)
+    if lag_was_judged(instance, key, _REPORT_SECONDS):
+        return
+    lag = lag_at_present(capture_of(settings, tables), settings.landing, schema)
+    if lag is not None:
+        instance.report_runless_asset_event(evaluation(lag, key))
 
 
 def _next_try(instance: dg.DagsterInstance, name: str) -> tuple[str, dt.datetime]:
