@@ -1,4 +1,4 @@
-"""The command line: load, show, capture, accept-schema. Each calls what a Dagster job or a reader would call."""
+"""The command line: load, show, capture, accept-schema, access. Each calls what a Dagster job or reader would call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from pyspark.sql import functions as F
 
+from bronze_assets import access, access_evidence
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, SettingsError
@@ -46,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accept_parser.add_argument("columns", nargs="*", help="only these of them; all by default")
     accept_parser.add_argument("--by", default=getpass.getuser(), help="who accepts, for the record (default: you)")
     accept_parser.add_argument("--show", action="store_true", help="only show what is different")
+    access_parser = commands.add_parser("access", help="the SQL for Unity Catalog: grants, tags, masks, row filters")
+    access_parser.add_argument("--catalog", required=True, help="the catalog of the tables")
+    access_parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write one file of each; printed by default"
+    )
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
@@ -54,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return load_all(settings)
         if options.command == "capture":
             return run_capture(settings, status=options.status, drop=options.drop)
+        if options.command == "access":
+            return write_access(options.catalog, options.output)
         (table,) = (table for table in TABLES if table.name == options.table)
         if options.command == "accept-schema":
             return accept_schema(settings, table, options.columns, by=options.by, only_show=options.show)
@@ -110,6 +119,22 @@ def accept_schema(settings: Settings, table: BronzeTable, names: Sequence[str], 
         return 0
     accepted = versions.accept(by, names)
     say(f"{table.name}: {by} accepted {', '.join(accepted)}; the next load takes the waiting files.")
+    return 0
+
+
+def write_access(catalog: str, output: Path | None) -> int:
+    """Print who may see what as SQL, or write it into a folder; returns the exit code."""
+    files = {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.queries(TABLES, catalog)}
+    if output is None:
+        say("\n".join(f"-- {name}\n{text}" for name, text in files.items()))
+        return 0
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (output / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{output} cannot be written ({error.strerror}).", "name another folder.") from None
+    say(f"{output}: {', '.join(files)}.")
     return 0
 
 
