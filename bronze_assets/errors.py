@@ -80,5 +80,15 @@ class CaptureBusy(BronzeError):
     retryable = True
 
 
+class KeyMissing(BronzeError):
+    """The master key is not where `BRONZE_MASTER_KEY` says, or cannot be fetched from there; nothing was protected."""
+
+
+class KeyRefused(BronzeError):
+    """A key is there and must not be used (damaged, readable by others, of another version), or does not open what it
+    was asked to. The message holds no key and nothing that a key protects.
+    """
+
+
 class ConservationError(BronzeError):
     """Rows read and row outcomes do not add up; a defect, never the user's fault."""

@@ -18,6 +18,13 @@ from bronze_assets.errors import SettingsError
 
 _LEAST_MEGABYTES = 512
 
+# With the characters that Azure Key Vault and Databricks allow in the names of vaults, secrets, scopes and keys.
+MASTER_KEY_SOURCE = re.compile(
+    r"file:(?P<path>/.+)"
+    r"|azure-keyvault://(?P<vault>[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9])/(?P<secret>[A-Za-z0-9-]{1,127})"
+    r"|databricks-secret://(?P<scope>[A-Za-z0-9_.@-]{1,128})/(?P<key>[A-Za-z0-9_.@-]{1,128})"
+)
+
 
 class Environment(enum.StrEnum):
     """Where the platform runs. Only `local` can load in this release; the others describe the same tables."""
@@ -63,6 +70,10 @@ class Settings:
             the landing zone.
         discovery: `BRONZE_DISCOVERY`: how a load finds new files, `listing`, `stream` (Spark's file stream) or
             `autoloader` (on Databricks only). Whatever finds them, the ledger decides. Default `listing`.
+        master_key: `BRONZE_MASTER_KEY`, where the key that protects personal data is kept, never the key itself:
+            `file:<path>`, `azure-keyvault://<vault>/<secret>` or `databricks-secret://<scope>/<key>`, as
+            `MASTER_KEY_SOURCE` reads it. Default `file:<home>/keys/master.key`, in the local environment only; the
+            others must name one. `privacy.keys` reads what is there.
         start_date: `BRONZE_START_DATE`, the first partition (UTC). Default 2026-01-01.
         business_time_zone: `BRONZE_TIME_ZONE`, in which "today" is taken for business dates. Default UTC.
         read_connections: `BRONZE_READ_CONNECTIONS`, parallel JDBC reads of one large table. Default 2.
@@ -97,13 +108,16 @@ class Settings:
     ca_bundle: Path | None = None
     java_home: Path | None = None
     search_path: str | None = None
+    # Validated to be a place when it comes from the environment; a key pasted here by hand is not to show either.
+    master_key: str = field(default="", repr=False)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read and validate the settings.
 
         Raises:
-            SettingsError: a value is malformed; the message names the variable and never shows the source URL.
+            SettingsError: a value is malformed, or the master key of an environment that is not local is missing; the
+                message names the variable and never shows the source URL or what should name the key.
         """
         name = environ.get("BRONZE_ENV", "local")
         try:
@@ -166,6 +180,7 @@ class Settings:
             ca_bundle=optional_path("SSL_CERT_FILE") or optional_path("REQUESTS_CA_BUNDLE"),
             java_home=optional_path("JAVA_HOME"),
             search_path=environ.get("PATH"),
+            master_key=_master_key(environ, environment, home),
         )
 
     def require_local(self) -> None:
@@ -235,6 +250,25 @@ def _archive(environ: Mapping[str, str], landing: str) -> str:
                 "give credentials in variables of the file system's own.",
             )
     return archive
+
+
+def _master_key(environ: Mapping[str, str], environment: Environment, home: Path) -> str:
+    reference = environ.get("BRONZE_MASTER_KEY")
+    places = "file:<path>, azure-keyvault://<vault>/<secret> or databricks-secret://<scope>/<key>"
+    if not reference:
+        if environment is not Environment.LOCAL:
+            raise SettingsError(
+                f"BRONZE_MASTER_KEY is not set, and BRONZE_ENV={environment} has no master key by default.",
+                f"name where it is kept: {places}.",
+            )
+        return f"file:{home / 'keys' / 'master.key'}"
+    if reference.startswith("file:"):
+        path = reference.removeprefix("file:").removeprefix("//")
+        reference = f"file:{Path(path).expanduser().absolute()}" if path else ""
+    if not MASTER_KEY_SOURCE.fullmatch(reference):
+        # What was given is not shown: it may be the key.
+        raise SettingsError("BRONZE_MASTER_KEY does not name a place.", f"use {places}, never the key itself.")
+    return reference
 
 
 def _positive(environ: Mapping[str, str], variable: str, default: int) -> int:

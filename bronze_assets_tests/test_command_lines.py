@@ -12,6 +12,7 @@ import pytest
 from bronze_assets import __main__ as command_line
 from bronze_assets.demo import __main__ as demo_line
 from bronze_assets.demo import home as demo_home
+from bronze_assets.privacy.keys import key_ring
 from bronze_assets.settings import Settings
 from bronze_assets.terminal import load_and_report
 
@@ -30,6 +31,7 @@ def test_only_the_local_environment_loads_from_here(
     environment: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BRONZE_ENV", environment)
+    monkeypatch.setenv("BRONZE_MASTER_KEY", "databricks-secret://bronze/master")
 
     assert command_line.main(["load"]) == 1
     assert demo_line.main(["demo"]) == 1
@@ -46,6 +48,7 @@ def test_only_the_local_environment_loads_from_here(
 def test_clean_removes_what_was_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo_home.mark(home)
     (home / "lake" / "inventory_bronze").mkdir(parents=True)
+    key_ring(Settings.from_environment())
 
     assert demo_line.main(["clean"]) == 0
 

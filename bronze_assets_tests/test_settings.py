@@ -109,7 +109,13 @@ def test_the_archive_of_a_whole_bucket_lies_in_it() -> None:
 def test_auto_loader_is_refused_where_there_is_none() -> None:
     with pytest.raises(SettingsError, match="BRONZE_DISCOVERY=autoloader needs Databricks"):
         Settings.from_environment({"BRONZE_DISCOVERY": "autoloader"})
-    there = Settings.from_environment({"BRONZE_ENV": "prod", "BRONZE_DISCOVERY": "autoloader"})
+    there = Settings.from_environment(
+        {
+            "BRONZE_ENV": "prod",
+            "BRONZE_DISCOVERY": "autoloader",
+            "BRONZE_MASTER_KEY": "databricks-secret://bronze/master",
+        }
+    )
     assert there.discovery is Discovery.AUTOLOADER
 
 

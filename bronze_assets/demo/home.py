@@ -16,6 +16,7 @@ _PARTS = frozenset(
         "landing",
         "archive",
         "staging",
+        "keys",
         "postgres",
         "dagster",
         "jars",

@@ -1,0 +1,1 @@
+"""Protection of personal data: the master key and what is derived from it. Imports nothing by itself."""
