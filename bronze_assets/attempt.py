@@ -86,7 +86,8 @@ class Attempt:
             judged = frames.judged()
             counted, observation = frames.counted(frames.outcomes(judged, versions))
             version = lake.append(
-                frames.versions(counted, batch_id, position, started),
+                # One moment for all batches: it is a constant in Spark's code, which would be compiled anew for each.
+                frames.versions(counted, batch_id, position, self.started),
                 table,
                 batch_id,
                 base=base,
@@ -157,7 +158,7 @@ class Attempt:
             table_rows=size.rows,
             table_bytes=size.bytes,
             table_files=size.files,
-            partition_rows=self.log.partition_rows(self.partition) + record.loaded + record.deleted,
+            partition_rows=self.log.partition_rows(self.partition) + record.loaded + record.deleted - record.replaced,
             bytes_day_ago=self.log.bytes_a_day_before(record.ended),
         )
 

@@ -55,13 +55,15 @@ class LoadRecord:
         nulls: column → NULLs among the rows read.
         new_columns: columns at the source that the table does not declare.
         left_out: those of them that are not loaded, since the table holds personal data and nobody classified them.
-        partition_rows: row versions that all batches of this partition have written.
+        replaced: row versions of this partition in whose place the batch put those of the same files.
+        partition_rows: row versions that all batches of this partition have written, without the replaced ones.
         table_rows, table_bytes, table_files: the whole table after the load.
         files, files_quarantined: files of the batch, and those of them that could not be read at all.
         latency_p50, latency_p95, latency_max: seconds from a row's commit at the source, or from its file's last
             write, to the end of the load; over the rows of files. None without any.
         backlog_files, backlog_seconds: files that still wait after the load, and for how long the oldest has; in all
             partitions. None without any.
+        stuck_files, stuck: loaded files that could not be moved out of the landing zone, and why the first could not.
         bytes_day_ago: the table's size at its last load at least a day before; None if there was none.
     """
 
@@ -80,6 +82,7 @@ class LoadRecord:
     unchanged: int = 0
     erased: int = 0
     deleted: int = 0
+    replaced: int = 0
     warned: int = 0
     score_sum: int = 0
     rules: dict[str, RuleCount] = field(default_factory=dict)
@@ -102,6 +105,8 @@ class LoadRecord:
     has_files: bool = False
     backlog_files: int = 0
     backlog_seconds: float | None = None
+    stuck_files: int = 0
+    stuck: str | None = None
 
     @property
     def average_score(self) -> float | None:
@@ -199,6 +204,7 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
                     "unchanged",
                     "erased",
                     "deleted",
+                    "replaced",
                     "warned",
                     "score_sum",
                     "files",
@@ -274,6 +280,7 @@ def checks(table: BronzeTable) -> tuple[Check, ...]:
 _FILE_CHECKS = (
     Check("unreadable_files", "Every file of the batch could be read.", "WARN"),
     Check("schema_evolution", "The files have no columns that the table did not have.", "WARN"),
+    Check("moved_away", "Every loaded file has left the landing zone, as the table's policy says.", "ERROR"),
     Check("backlog", f"No file waits for more than {MAX_BACKLOG_SECONDS / 3600:g} hour.", "ERROR"),
     Check(
         "file_size",
@@ -364,6 +371,9 @@ def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
             "WARN",
             len(record.new_columns),
             details={"new_columns": list(record.new_columns), "left_out_until_classified": list(record.left_out)},
+        ),
+        "moved_away": Verdict(
+            "moved_away", not record.stuck_files, "ERROR", record.stuck_files, details={"first": record.stuck}
         ),
         "backlog": Verdict(
             "backlog",

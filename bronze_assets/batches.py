@@ -165,9 +165,9 @@ class BatchLog:
         return max(known, default=0)
 
     def partition_rows(self, partition: str) -> int:
-        """Row versions that the finished batches of a partition wrote."""
+        """Row versions that the finished batches of a partition wrote and none of them replaced."""
         records = [b.record for b in self.batches if b.partition == partition and b.done]
-        return sum(record.loaded + record.deleted for record in records if record)
+        return sum(record.loaded + record.deleted - record.replaced for record in records if record)
 
     def bytes_a_day_before(self, moment: dt.datetime) -> int | None:
         """The table's bytes at its last load at least 24 hours before; None if there was none."""

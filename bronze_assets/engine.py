@@ -125,6 +125,7 @@ JARS = (
 """The jars that a session needs beside those that pyspark ships."""
 
 _starting = threading.Lock()
+_session: SparkSession | None = None
 
 
 def find_java(settings: Settings) -> Path:
@@ -203,22 +204,28 @@ def sized(session: SparkSession, size: int) -> Iterator[None]:
                 session.conf.set(name, old)
 
 
-def start_session(settings: Settings, say: Say = lambda _: None) -> SparkSession:
-    """A Spark session with Delta and the PostgreSQL driver, in a JVM of this process; the active one if there is one.
+def start_session(
+    settings: Settings,
+    say: Say = lambda _: None,
+    connect: Callable[[Settings], SparkSession | None] = lambda _: None,
+) -> SparkSession:
+    """The process's Spark session, with Delta and the PostgreSQL driver; started where there is none yet.
 
-    The JVM ends when this process does, however that happens. Scratch files lie under `<home>/spark`.
+    A JVM of this process ends when the process does, however that happens. Scratch files lie under `<home>/spark`.
 
     Args:
         settings: where Java, the jars and the home are, and how much memory the driver may take.
         say: hears of downloads and of the start.
+        connect: is asked first for a session on a JVM that runs already, as `warm_engine.connect` finds one.
 
     Raises:
         EngineError: no Java, a jar that cannot be had, or a JVM that does not start.
     """
     from pyspark.sql import SparkSession
 
+    global _session
     with _starting:
-        session = _active_session()
+        session = _session or _active_session() or connect(settings)
         if session is None:
             java, version = _find_java(settings)
             jars = ensure_jars(settings, say)
@@ -237,6 +244,7 @@ def start_session(settings: Settings, say: Say = lambda _: None) -> SparkSession
                     f"see the JVM's own lines above; BRONZE_DRIVER_MEMORY is {settings.driver_memory!r}.",
                 ) from error
         session.conf.set(BUSINESS_TIME_ZONE, settings.business_time_zone)
+        _session = session
         return session
 
 

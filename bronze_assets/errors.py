@@ -70,6 +70,14 @@ class StaleBase(BronzeError):
     retryable = True
 
 
+class FileChanged(BronzeError):
+    """A file was changed or removed while it was being loaded; nothing was written, and the next try takes it as it is
+    then.
+    """
+
+    retryable = True
+
+
 class LakeError(BronzeError):
     """The lake cannot be read or written."""
 

@@ -42,6 +42,8 @@ class FileFrames(Frames):
         today: the business date then.
         extra: undeclared columns that the table has, and their types.
         versions: the row versions that the table has, without this batch's own; None if it has none.
+        held_back: `row_key` and `source_position` of the rows that earlier batches have quarantined; None if there
+            are none, or no change leaves values as they were.
         redelivered: whether changes may be there again that earlier files held, as Debezium's may.
     """
 
@@ -55,6 +57,7 @@ class FileFrames(Frames):
         today: dt.date,
         extra: Mapping[str, T.DataType],
         versions: DataFrame | None,
+        held_back: DataFrame | None,
         redelivered: bool,
     ) -> None:
         names = [file.file.path for file in files.files]
@@ -69,6 +72,7 @@ class FileFrames(Frames):
         self.files = files
         self._types = {name: extra[name] for name in self.extra}
         self._versions = versions
+        self._held_back = held_back
         self._redelivered = redelivered
         feed = table.feed
         assert feed is not None
@@ -181,6 +185,7 @@ class FileFrames(Frames):
         # After a change of the key, from the version under the key before it.
         moved = F.col(previous_key(self._keys[0])).isNotNull()
         before_keys = [F.coalesce(F.col(previous_key(k)), F.col(k)) for k in self._keys]
+        mine = self._with_held_back(mine, before_keys)
         for keys, rows in ((before_keys, moved), ([F.col(k) for k in self._keys], ~moved)):
             mine = self._filled(mine, names, keys, rows)
         return (
@@ -195,8 +200,15 @@ class FileFrames(Frames):
                     ).otherwise(F.col(EXPECTED)),
                 }
             )
-            .drop("__stored", "__before", "__lost")
+            .drop("__stored", "__before", "__lost", "__held_back")
         )
+
+    def _with_held_back(self, mine: DataFrame, keys: Sequence[SparkColumn]) -> DataFrame:
+        """The same rows with the positions, `__held_back`, at which their key has a version in the quarantine only."""
+        if self._held_back is None:
+            return mine.withColumn("__held_back", F.array().cast("array<string>"))
+        held = self._held_back.groupBy("row_key").agg(F.collect_set("source_position").alias("__held_back"))
+        return mine.join(held, quality.as_key_text(keys) == F.col("row_key"), "left").drop("row_key")
 
     @staticmethod
     def _filled(mine: DataFrame, names: Sequence[str], keys: Sequence[SparkColumn], rows: SparkColumn) -> DataFrame:
@@ -208,12 +220,16 @@ class FileFrames(Frames):
             both = [n for n in (name, raw) if n in mine.columns]
             # A deletion has no values: one goes before the new row in a change of the key.
             gives = ~left & ~F.col(OPERATION).eqNullSafe("d")
-            last = F.last(F.when(gives, F.struct(*both)), ignorenulls=True).over(order)
+            last = F.last(F.when(gives, F.struct(*both, POSITION)), ignorenulls=True).over(order)
             mine = mine.withColumn("__before", last)
             before = F.col("__before")
+            # What lies in the quarantine in between had another value, maybe.
+            positions = F.filter("__held_back", lambda at: at < F.col(POSITION))
+            between = F.array_max(positions) > before[POSITION]
+            lost = left & rows & (before.isNull() | F.coalesce(between, F.lit(False)))
             mine = mine.withColumns(
                 {n: F.when(left & rows, before[n]).otherwise(F.col(n)) for n in both}
-                | {"__lost": F.coalesce(F.col("__lost"), F.lit(False)) | (left & rows & before.isNull())}
+                | {"__lost": F.coalesce(F.col("__lost"), F.lit(False)) | lost}
             )
         return mine.withColumn(CARRIED, F.when(~F.coalesce(rows, F.lit(False)), F.col(CARRIED)))
 

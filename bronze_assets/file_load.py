@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +26,7 @@ from pyspark.sql import types as T
 from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord, combine
 from bronze_assets.batches import Batch
-from bronze_assets.errors import LakeError, LoadRefused, PartitionRefused, SchemaMismatch
+from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
 from bronze_assets.lakehouse import spark_literal
 from bronze_assets.schema_versions import SchemaVersions
@@ -38,7 +39,7 @@ from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.sources.postgres_types import spark_type
 from bronze_assets.sources.scope import FileScope
-from bronze_assets.table import Evolution, Loaded, Overwritten
+from bronze_assets.table import LOAD_DATE, Evolution, Loaded, Overwritten
 from bronze_assets.workbench import current_partition
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class FileLoad:
         self._feed = attempt.table.feed
         self._ledger = Ledger(attempt.bench.lake, attempt.table, attempt.bench.clock, attempt.run.id)
         self._schema = SchemaVersions(attempt.bench.lake, attempt.table, attempt.bench.clock)
+        self._stuck: tuple[int, str | None] = (0, None)
 
     def check_partition(self) -> None:
         """Raise `PartitionRefused` if the partition lies in the future."""
@@ -71,16 +73,9 @@ class FileLoad:
         # Interrupted batches have been settled since it was read.
         self._ledger.refresh()
         # What an interrupted load has moved but not recorded would look like new files in the archive.
-        try:
-            self.archive()
-        except LakeError as error:
-            # No reason to keep new files waiting: it is said again at the end.
-            logger.warning("%s", error)
-        waiting = self._outstanding()
-        while waiting:
-            chosen = waiting[: self._feed.max_files]
-            waiting = waiting[self._feed.max_files :]
-            found = self._sorted_out(inspect(self._bench.zone, self._table, chosen))
+        self.archive()
+        for inspected in self._inspected(self._outstanding()):
+            found = self._sorted_out(inspected)
             for event, states in found.noted.items():
                 self._ledger.record(states, event)
             for files, replaces in found.batches():
@@ -91,12 +86,22 @@ class FileLoad:
         """What a load would do now; nothing is written."""
         batch_id = self._attempt.log.next_id(self._attempt.partition)
         records = [self._empty(batch_id, ())]
-        waiting = self._outstanding()
-        for start in range(0, len(waiting), self._feed.max_files):
-            chosen = waiting[start : start + self._feed.max_files]
-            found = self._sorted_out(inspect(self._bench.zone, self._table, chosen))
+        for inspected in self._inspected(self._outstanding()):
+            found = self._sorted_out(inspected)
             records += [self._counted(batch_id, files, replaces) for files, replaces in found.batches()]
         return combine(records)
+
+    def _inspected(self, files: Sequence[LandedFile]) -> Iterator[list[Inspected]]:
+        """The files, as many together as a batch may have; inspected while Spark is at work on those before them."""
+        most = self._feed.max_files
+        parts = [files[start : start + most] for start in range(0, len(files), most)]
+        with ThreadPoolExecutor(1) as ahead:
+            looks = (ahead.submit(inspect, self._bench.zone, self._table, part) for part in parts)
+            looking = next(looks, None)
+            while looking is not None:
+                inspected = looking.result()
+                looking = next(looks, None)
+                yield inspected
 
     def _counted(self, batch_id: str, files: Sequence[Inspected], replaces: bool) -> LoadRecord:
         """What a batch of these files would count."""
@@ -107,7 +112,7 @@ class FileLoad:
             return record
         extra = self._extra()
         size = lake.size(self._table.schema, self._table.name) if self._exists() else None
-        others = _of_files(files) if replaces else "false"
+        others = _of_files([one.file.path for one in files]) if replaces else "false"
         versions = attempt.versions(size.rows, size.version, without=others) if size else None
         try:
             frames = self._frames(batch_id, readable, extra, versions)
@@ -147,26 +152,38 @@ class FileLoad:
         same = {one.file.path: one for one in found if not one.moving}
         files = [same[s.path] for s in claimed if s.path in same and same[s.path].content_hash == s.content_hash]
         lost = [state for state in claimed if state.path not in {one.file.path for one in files}]
+        if lost:
+            self._take_back(batch, claimed)
         # What has changed or gone since it was claimed is no part of this batch any more.
         self._ledger.record(lost, FileEvent.FAILED, error="the file was changed or removed while it was being loaded")
         if not files:
-            if self._bench.lake.committed(self._table.schema, self._table.name, batch.id) is not None:
-                self._bench.lake.remove_batch(self._bench.session, self._table, batch.id)
             attempt.log.note(batch, "failed", run_id=attempt.run.id)
             return
         if self._bench.lake.exists(self._table.schema, self._table.quarantine_name):
             self._bench.lake.empty_quarantine(self._bench.session, self._table, batch.id)
         self._load(batch.id, files, batch.partition, replaces=batch.scope_kind == FileScope(0, again=True).kind)
 
-    def archive(self) -> None:
-        """Do with every loaded file what the table's policy says; safe to repeat."""
-        zone, now = self._bench.zone, self._bench.clock()
-        loaded = [s for s in self._ledger.files.values() if s.event is FileEvent.LOADED]
-        if self._feed.loaded is Loaded.LEAVE or not loaded:
+    def _take_back(self, batch: Batch, claimed: Sequence[FileState]) -> None:
+        """Bring back the rows in whose place an interrupted batch has put those of its files."""
+        lake, session, table = self._bench.lake, self._bench.session, self._table
+        landed = lake.committed(table.schema, table.name, batch.id)
+        if landed is None:
             return
-        if self._feed.loaded is Loaded.DELETE:
-            age = dt.timedelta(days=self._feed.delete_after_days)
-            loaded = [s for s in loaded if s.event_time is not None and now - s.event_time >= age]
+        own = f"batch_id = {spark_literal(batch.id)}"
+        if batch.scope_kind != FileScope(0, again=True).kind:
+            lake.remove_batch(session, table, batch.id)
+            return
+        condition = f"({_of_files([state.path for state in claimed])} or {own})"
+        before = lake.read(session, table.schema, table.name, version=landed - 1).where(condition).drop(LOAD_DATE)
+        base = lake.version(table.schema, table.name)
+        lake.append(before, table, batch.id, base=base, replace_where=condition)
+
+    def archive(self) -> None:
+        """Do with every loaded file what the table's policy says; safe to repeat. What cannot be moved is loaded all
+        the same: `standing` tells of it, and the next load tries again.
+        """
+        zone, now = self._bench.zone, self._bench.clock()
+        loaded = [s for s in self._ledger.files.values() if s.event is FileEvent.LOADED and s.leaves(self._feed, now)]
         moved: list[FileState] = []
         held: list[tuple[FileState, OSError]] = []
         for state in loaded:
@@ -191,20 +208,28 @@ class FileLoad:
             logger.info("%s: %d loaded files %s", self._table.name, len(moved), event)
         if held:
             state, reason = held[0]
-            raise LakeError(
-                f"{state.path!r}{f' and {len(held) - 1} more' if len(held) > 1 else ''} cannot be moved out of the"
-                f" landing zone ({reason.strerror or type(reason).__name__}). What they hold is loaded.",
-                "give the process write access to landing zone and archive; the next load moves them.",
-                table=self._table.name,
+            words = (
+                f"{state.path!r} cannot be moved out of the landing zone ({reason.strerror or type(reason).__name__})."
+                " Fix: give the process write access to landing zone and archive; the next load moves it."
             )
+            logger.warning("%s: %d loaded files stay where they are; %s", self._table.name, len(held), words)
+            self._stuck = len(held), words
+        else:
+            self._stuck = 0, None
 
-    def backlog(self) -> tuple[int, float | None]:
-        """How many files of the feed still wait, in all partitions, and the age of the oldest in seconds."""
-        self._ledger.refresh()
+    def standing(self, record: LoadRecord) -> LoadRecord:
+        """The record with what still waits of the feed after the load, in all partitions."""
         waiting = self._ledger.outstanding(self._bench.zone.files(self._feed))
-        if not waiting:
-            return 0, None
-        return len(waiting), (self._bench.clock() - min(file.modified for file in waiting)).total_seconds()
+        oldest = min((file.modified for file in waiting), default=None)
+        stuck_files, stuck = self._stuck
+        return replace(
+            record,
+            has_files=True,
+            backlog_files=len(waiting),
+            backlog_seconds=None if oldest is None else (self._bench.clock() - oldest).total_seconds(),
+            stuck_files=stuck_files,
+            stuck=stuck,
+        )
 
     def _outstanding(self) -> list[LandedFile]:
         zone, partition = self._bench.zone, self._attempt.partition
@@ -233,7 +258,8 @@ class FileLoad:
 
     def _found(self, today: str) -> list[LandedFile]:
         settings, zone = self._bench.settings, self._bench.zone
-        if settings.discovery is Discovery.LISTING:
+        # A stream notes what it has found.
+        if settings.discovery is Discovery.LISTING or self._attempt.options.dry_run:
             return zone.files(self._feed)
         if zone.has(self._feed):
             self._discover(today)
@@ -319,10 +345,11 @@ class FileLoad:
         started = self._bench.clock()
         scope = FileScope(len(files), again=replaces)
         batch = attempt.batch = attempt.log.begin(batch_id, partition, attempt.run.id, scope, files[0].epoch)
+        replaced = self._rows_of(files, partition) if replaces else 0
         claimed = self._claim(batch, files)
         try:
             lake.ensure(self._bench.session, self._table)
-            record, claimed = self._commit(batch, files, claimed, started, replaces)
+            record, claimed = self._commit(batch, files, claimed, started, replaces, replaced)
         except Exception as error:
             if lake.committed(self._table.schema, self._table.name, batch_id) is None:
                 why = f"{type(error).__name__}; the run's log has the details"
@@ -334,6 +361,11 @@ class FileLoad:
         finally:
             shutil.rmtree(self._staging(batch_id), ignore_errors=True)
         return self._close(batch, record, claimed)
+
+    def _rows_of(self, files: Sequence[Inspected], partition: str) -> int:
+        """Row versions that these files brought before, in the same partition."""
+        before = [self._ledger.files.get(one.file.path) for one in files]
+        return sum(s.rows or 0 for s in before if s is not None and s.partition == partition)
 
     def _claim(self, batch: Batch, files: Sequence[Inspected]) -> list[FileState]:
         states = [self._state(one, self._ledger.files.get(one.file.path), batch) for one in files]
@@ -351,7 +383,7 @@ class FileLoad:
             batch_id=batch.id if batch else None,
             rows=before.rows if before else None,
             attempt=before.attempt + 1 if before else 1,
-            archived_as=one.file.location if one.file.archived else None,
+            archived_as=one.file.location if one.file.archived else before.archived_as if before else None,
             error=one.problem or one.unopened,
         )
 
@@ -362,6 +394,7 @@ class FileLoad:
         claimed: list[FileState],
         started: dt.datetime,
         replaces: bool,
+        replaced: int,
     ) -> tuple[LoadRecord, list[FileState]]:
         attempt, lake, session = self._attempt, self._bench.lake, self._bench.session
         readable = [one for one in files if one.problem is None]
@@ -379,11 +412,11 @@ class FileLoad:
             replace_where = own if landed else None
             if replaces:
                 # An interrupted attempt may have brought rows of a file that is gone since.
-                replace_where = f"({_of_files(files)} or {own})"
+                replace_where = f"({_of_files([one.file.path for one in files])} or {own})"
             versions = attempt.versions(size.rows, size.version, without=replace_where or own)
             frames = self._frames(batch.id, readable, extra, versions)
             if not readable:
-                record = self._nothing_readable(batch, frames, unreadable, started, replace_where)
+                record = self._nothing_readable(batch, frames, unreadable, started, replace_where, replaced)
                 break
             joining: list[str] = []
 
@@ -394,7 +427,8 @@ class FileLoad:
                 bad: int = len(unreadable),
             ) -> LoadRecord | None:
                 joining += self._schema.joining(record.new_columns, known)
-                return None if joining else replace(record, files=len(files), files_quarantined=bad)
+                whole = replace(record, files=len(files), files_quarantined=bad, replaced=replaced)
+                return None if joining else whole
 
             try:
                 committed = attempt.commit(
@@ -440,10 +474,11 @@ class FileLoad:
         files: Sequence[Inspected],
         started: dt.datetime,
         replace_where: str | None,
+        replaced: int,
     ) -> LoadRecord:
         if replace_where is not None:
             self._bench.lake.remove_batch(self._bench.session, self._table, batch.id, where=replace_where)
-        record = self._attempt.measured(replace(self._empty(batch.id, files), started=started))
+        record = self._attempt.measured(replace(self._empty(batch.id, files), started=started, replaced=replaced))
         self._attempt.stage(batch, "main", record, 0)
         self._attempt.quarantine(batch, frames.whole_files(files, batch.id, started), record)
         return record
@@ -478,7 +513,8 @@ class FileLoad:
         versions: DataFrame | None,
     ) -> FileFrames:
         epochs = self._epochs(files)
-        now = self._bench.clock()
+        # One moment for all batches, see `Attempt.commit`.
+        now = self._attempt.started
         return FileFrames(
             self._bench.session,
             self._table,
@@ -487,8 +523,17 @@ class FileLoad:
             today=self._bench.business_date(now),
             extra=extra,
             versions=versions,
+            held_back=self._held_back(batch_id) if any(one.unchanged for one in files) else None,
             redelivered=self._feed.captured and self._bench.settings.capture is CaptureMode.EXTERNAL,
         )
+
+    def _held_back(self, batch_id: str) -> DataFrame | None:
+        lake, table = self._bench.lake, self._table
+        if not lake.exists(table.schema, table.quarantine_name):
+            return None
+        held = lake.read(self._bench.session, table.schema, table.quarantine_name)
+        others = held.where((F.col("batch_id") != batch_id) & F.col("source_position").isNotNull())
+        return others.select("row_key", "source_position")
 
     def _epochs(self, files: Sequence[Inspected]) -> dict[str, int]:
         """Source epoch → its ordinal; the empty one for files that name none, as Debezium's do."""
@@ -534,9 +579,9 @@ class FileLoad:
         return self._bench.settings.home / "staging" / self._table.name / batch_id.replace("/", "-")
 
 
-def _of_files(files: Sequence[Inspected]) -> str:
-    """SQL condition for the rows that came from files of these names."""
-    return f"file_name in ({', '.join(spark_literal(one.file.path) for one in files)})"
+def _of_files(paths: Sequence[str]) -> str:
+    """SQL condition for the rows that came from these files."""
+    return f"file_name in ({', '.join(map(spark_literal, paths))})"
 
 
 def _damaged(error: Exception, files: Sequence[Inspected], claimed: ClaimedFiles) -> list[Inspected]:

@@ -19,7 +19,7 @@ from bronze_assets import audit
 from bronze_assets.attempt import Attempt, write_failure
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, lease
-from bronze_assets.errors import BronzeError
+from bronze_assets.errors import BronzeError, LoadRefused
 from bronze_assets.file_load import FileLoad
 from bronze_assets.frames import ACTIVE
 from bronze_assets.settings import CaptureMode
@@ -45,8 +45,10 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
         What was done; the batches of a partition together.
 
     Raises:
+        LoadRefused: an option does not apply to the table; nothing was begun.
         BronzeError: see `errors`. An audit row FAILED has been written where the lake allows it.
     """
+    _check_options(table, options)
     started = bench.clock()
     attempt = Attempt(table, partition, bench, run, options, started)
     if options.dry_run:
@@ -60,6 +62,20 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
     except BaseException as error:
         attempt.record_failure(error)
         raise
+
+
+def _check_options(table: BronzeTable, options: Options) -> None:
+    if options.reload and table.feed is None:
+        raise LoadRefused("`reload` is for tables of files.", "load without it.", table=table.name)
+    if table.files is None:
+        return
+    for name in ("snapshot", "full_compare", "max_rows", "read_connections"):
+        if getattr(options, name):
+            raise LoadRefused(
+                f"`{name}` is for tables of a database, and this one is loaded from files.",
+                "load without it.",
+                table=table.name,
+            )
 
 
 def _load(attempt: Attempt) -> LoadRecord:
@@ -84,8 +100,7 @@ def _load(attempt: Attempt) -> LoadRecord:
     record = audit.combine(records)
     for part in parts:
         if isinstance(part, FileLoad):
-            files, seconds = part.backlog()
-            record = replace(record, has_files=True, backlog_files=files, backlog_seconds=seconds)
+            record = part.standing(record)
     return record
 
 

@@ -1,12 +1,33 @@
-"""Processes that this one started, and their ends."""
+"""Processes of this machine: which one it is, and its end."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Sequence
 
 import psutil
+
+
+def process_identity(pid: int | None = None) -> str:
+    """`<host>:<pid>:<start>` of a process of this machine; this one by default.
+
+    Raises:
+        psutil.NoSuchProcess: there is none of that number.
+    """
+    # With its moment of birth, since numbers of processes come again.
+    process = psutil.Process(pid)
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
+
+
+def is_running(identity: str) -> bool:
+    """Whether a process of this machine with that identity is still there."""
+    pid = identity.partition(":")[2].partition(":")[0]
+    try:
+        return process_identity(int(pid)) == identity
+    except (ValueError, psutil.NoSuchProcess):
+        return False
 
 
 def still_alive(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:

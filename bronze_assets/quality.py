@@ -243,7 +243,12 @@ def _protected(table: BronzeTable) -> set[str]:
 
 def key_text(table: BronzeTable) -> SparkColumn:
     """The key as people read it: the values, separated by commas; NULL values as `NULL`."""
-    return F.concat_ws(", ", *(F.coalesce(F.col(c.name).cast("string"), F.lit("NULL")) for c in table.key))
+    return as_key_text([F.col(c.name) for c in table.key])
+
+
+def as_key_text(values: Sequence[SparkColumn]) -> SparkColumn:
+    """`key_text` of other columns than the key's own."""
+    return F.concat_ws(", ", *(F.coalesce(value.cast("string"), F.lit("NULL")) for value in values))
 
 
 def _broken(rule: Rule, columns: Iterable[str], today: date, now: datetime) -> SparkColumn:

@@ -6,6 +6,7 @@ checks, metadata, layout) follows from that declaration.
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import re
 from collections.abc import Mapping
@@ -102,6 +103,16 @@ class Feed:
     delete_after_days: int = 30
     max_files: int = 1000
     settle_seconds: int = 5
+
+    def leaves_at(self, loaded_at: dt.datetime) -> dt.datetime | None:
+        """When a file is to leave the landing zone that was loaded then; None if it stays."""
+        match self.loaded:
+            case Loaded.LEAVE:
+                return None
+            case Loaded.DELETE:
+                return loaded_at + dt.timedelta(days=self.delete_after_days)
+            case Loaded.ARCHIVE:
+                return loaded_at
 
 
 class Impact(enum.StrEnum):

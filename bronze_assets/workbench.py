@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from pyspark.sql import SparkSession
 
-from bronze_assets import engine
+from bronze_assets import engine, warm_engine
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.settings import CaptureMode, Settings, resolve_secret
 from bronze_assets.sources.landing import LandingZone
@@ -84,8 +84,8 @@ class Workbench:
 
     @functools.cached_property
     def session(self) -> SparkSession:
-        """The process's Spark session."""
-        return engine.start_session(self.settings, say=self.say)
+        """The process's Spark session: on the home's warm engine if it has one, else in a JVM of this process."""
+        return engine.start_session(self.settings, self.say, warm_engine.connect)
 
     @functools.cached_property
     def source(self) -> PostgresSource:

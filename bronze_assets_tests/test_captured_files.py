@@ -197,6 +197,31 @@ def test_a_truncate_deletes_what_was_live_then_however_often_it_is_told(shop: Sh
     assert shop.versions(first, first + 2) == once
 
 
+def test_a_value_left_as_it_was_is_not_taken_from_before_a_version_in_quarantine(shop: Shop) -> None:
+    left = {"__unchanged": json.dumps(["name"])}
+    shop.drop("t-1.json", change("c", 81, 700, name="first", amount=1), change("c", 82, 701, name="first", amount=1))
+    shop.load()
+    shop.drop("t-2.json", change("u", 81, 710, name="second", amount=-1))
+    assert shop.load().quarantined == 1
+    shop.drop("t-3.json", change("u", 81, 720, amount=3) | left, change("u", 82, 721, amount=3) | left)
+    record = shop.load()
+    assert (record.loaded, record.quarantined) == (1, 1)
+    assert shop.versions(81, 82) == [
+        (81, "ACTIVE", "first", 1),
+        (82, "ACTIVE", "first", 1),
+        (82, "ACTIVE", "first", 3),
+    ]
+    assert [expected for key, expected in shop.quarantine() if key == "81"] == [
+        "amount >= 0",
+        "an earlier version, with the values that the change left as they were",
+    ]
+    # A version that says the value ends it.
+    shop.drop("t-4.json", change("u", 81, 730, name="third", amount=3))
+    shop.drop("t-5.json", change("u", 81, 740, amount=4) | left)
+    assert shop.load().loaded == 2
+    assert shop.versions(81, 81)[1:] == [(81, "ACTIVE", "third", 3), (81, "ACTIVE", "third", 4)]
+
+
 def test_changes_of_a_new_epoch_come_after_those_of_the_old_one_that_come_late(shop: Shop) -> None:
     def of(epoch: str, one: dict[str, Any]) -> dict[str, Any]:
         return one | {"__source_epoch": epoch}

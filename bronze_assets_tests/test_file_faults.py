@@ -287,6 +287,29 @@ def test_a_load_killed_twice_in_a_row_leaves_what_an_undisturbed_one_does(
 
 
 @pytest.mark.slow
+@overwritten
+def test_a_new_version_of_a_file_that_is_removed_under_its_killed_load_leaves_the_old_rows(
+    prepared: Settings, tmp_path: Path
+) -> None:
+    settings = copied(prepared, tmp_path / "home")
+    before = [one for one in State.of(settings).rows if one[4] == f"raw/things/{DAY}/a.json"]
+    assert len(before) == 3
+    with running(settings, point="rows committed") as child:
+        child.wait_for_point()
+        child.kill()
+    assert [one for one in State.of(settings).rows if one[4] == f"raw/things/{DAY}/a.json"] != before
+    (Path(settings.landing) / f"raw/things/{DAY}/a.json").unlink()
+    loaded(settings, things())
+    found = State.of(settings)
+    assert [one for one in found.rows if one[4] == f"raw/things/{DAY}/a.json"] == before
+    # The other files of the batch are loaded as if nothing had happened.
+    assert {one[0] for one in found.rows} == {1, 8, 9, 3, 4, 5}
+    # And the old version can be loaded again from the archive.
+    loaded(settings, things(), reload=True)
+    assert {one[0] for one in State.of(settings).rows} == {1, 8, 9, 3, 4, 5}
+
+
+@pytest.mark.slow
 @new
 def test_of_two_loads_at_once_one_is_refused_by_name_and_each_file_is_loaded_once(
     prepared: Settings, undisturbed: State, tmp_path: Path

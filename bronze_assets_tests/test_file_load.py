@@ -20,10 +20,13 @@ import pyarrow as arrow
 import pyarrow.parquet as pq
 import pytest
 
-from bronze_assets.errors import LakeError, LoadRefused, PartitionRefused, SchemaMismatch
+from bronze_assets.errors import FileChanged, LakeError, LoadRefused, PartitionRefused, SchemaMismatch
+from bronze_assets.file_load import FileLoad
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.orchestration.checks import failed_checks
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import Settings
+from bronze_assets.sources import files
 from bronze_assets.table import Evolution, Loaded, Overwritten
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import settings_for
@@ -706,14 +709,96 @@ def test_a_file_that_cannot_be_archived_holds_back_no_other(
     drop(settings, "b.json", json_lines(row(2)))
     place = Path(settings.archive) / "raw/things" / DAY
     (place / "a.json").mkdir(parents=True)
-    with pytest.raises(LakeError, match=r"'raw/things/a.json' cannot be moved .* What they hold is loaded"):
-        loaded(settings, table)
+    record = loaded(settings, table)
+    assert (record.loaded, record.stuck_files) == (2, 1)
+    assert record.stuck is not None
+    assert record.stuck.startswith("'raw/things/a.json' cannot be moved")
+    assert failed_checks(table, record) == ("moved_away",)
     assert ids(settings) == [1, 2]
     assert landing(settings) == ["a.json"]
     (place / "a.json").rmdir()
-    loaded(settings, table)
+    assert failed_checks(table, loaded(settings, table)) == ()
     assert landing(settings) == []
     assert ids(settings) == [1, 2]
+
+
+@pytest.mark.parametrize("option", ["snapshot", "full_compare", "max_rows", "read_connections"])
+def test_an_option_that_files_do_not_have_is_refused_by_name(settings: Settings, option: str) -> None:
+    options: Any = {option: 1}
+    with pytest.raises(LoadRefused, match=f"bz_things: `{option}` is for tables of a database"):
+        loaded(settings, things(), **options)
+
+
+def test_a_partition_counts_its_rows_once_when_they_are_replaced(spark: SparkSession, settings: Settings) -> None:
+    drop(settings, f"{DAY}/a.json", json_lines(row(1), row(2)))
+    drop(settings, f"{DAY}/b.json", json_lines(row(3)))
+    assert loaded(settings, things()).partition_rows == 3
+    drop(settings, f"{DAY}/a.json", json_lines(row(1), row(4), row(5)))
+    record = loaded(settings, things())
+    assert (record.replaced, record.partition_rows, len(ids(settings))) == (2, 4, 4)
+    record = loaded(settings, things(), reload=True)
+    assert (record.replaced, record.partition_rows, len(ids(settings))) == (4, 4, 4)
+
+
+def test_rows_of_one_moment_are_versions_by_file_however_they_are_batched(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    def versions(home: Settings, *files_of_a_load: list[str]) -> list[tuple[Any, ...]]:
+        for names in files_of_a_load:
+            for name in names:
+                rows = [row(1, name=f"in {name}"), row(1, name=f"in {name}")] + [row(2)] * (name == "b.json")
+                drop(home, f"{DAY}/{name}", json_lines(*rows), modified=moments[name])
+            loaded(home, things(event_time="made_at"))
+        columns = ("thing_id", "name", "source_position")
+        return sorted(lake_reader.tuples(table_path(home), *columns), key=lambda one: str(one[2]))
+
+    moments = {name: NOW - dt.timedelta(minutes=age) for name, age in (("b.json", 30), ("a.json", 20), ("c.json", 10))}
+    at_once = versions(settings, ["a.json", "b.json", "c.json"])
+    assert [one[:2] for one in at_once if one[0] == 1] == [(1, f"in {name}") for name in ("b.json", "a.json", "c.json")]
+    assert len(at_once) == 4
+    apart = settings_for(tmp_path / "apart", {"BRONZE_JARS": str(settings.jars)})
+    assert versions(apart, ["c.json"], ["a.json", "b.json"]) == at_once
+
+
+@pytest.mark.parametrize("small", [0, 2**22])
+def test_small_and_large_files_of_lines_give_the_same_rows(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(files, "_SMALL", small)
+    bom, crlf = b"\xef\xbb\xbf", b"\r\n"
+    drop(settings, "a.json", bom + crlf.join(json.dumps(row(n)).encode() for n in (1, 2)) + crlf)
+    drop(settings, "b.json", b"\n\n" + json_lines(row(3)) + b'{"thing_id": 4, "name": "\xff"}\n' + b"\0\n  \nnull")
+    drop(settings, "c.json", json_lines(row(5, name="\u2028 one line \u0085")).rstrip())
+    record = loaded(settings, things())
+    assert (record.read, record.loaded, record.quarantined) == (7, 4, 3)
+    assert ids(settings) == [1, 2, 3, 5]
+    (expected,) = reasons(settings).values()
+    assert sorted(expected) == ["_line: UTF-8 text", "_line: a JSON object", "_line: a JSON object"]
+    assert {one[0] for one in lake_reader.tuples(table_path(settings), "file_name")} == {
+        f"raw/things/{name}.json" for name in "abc"
+    }
+
+
+def test_a_file_that_changes_between_the_look_and_the_load_is_loaded_as_it_is_next_time(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.json", json_lines(row(1)))
+    changing = drop(settings, "b.json", json_lines(row(2)))
+    real = FileLoad._claim
+
+    def claim(*arguments: Any) -> Any:
+        claimed = real(*arguments)
+        moment = changing.stat().st_mtime
+        changing.write_bytes(json_lines(row(3)))
+        os.utime(changing, (moment, moment))
+        return claimed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileLoad, "_claim", claim)
+        with pytest.raises(FileChanged, match=r"'raw/things/b.json' was changed or removed while it was being loaded"):
+            loaded(settings, things())
+    assert loaded(settings, things()).loaded == 2
+    assert ids(settings) == [1, 3]
 
 
 def test_new_columns_join_are_rescued_or_stop_the_table(spark: SparkSession, settings: Settings) -> None:

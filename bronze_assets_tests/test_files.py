@@ -34,8 +34,8 @@ def whole(bits: int) -> Callable[[str], int | None]:
 
 
 def decimal(text: str) -> Decimal | None:
-    """A decimal(12,4), exactly or not at all; with an exponent at most 18 characters of digits."""
-    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)|[+-]?[0-9][0-9.]{0,17}[eE][+-]?[0-9]{1,3}", text):
+    """A decimal(12,4), exactly or not at all; with an exponent of two digits, and at most 18 characters before it."""
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)|[+-]?[0-9][0-9.]{0,17}[eE][+-]?[0-9]{1,2}", text):
         return None
     try:
         value = Decimal(text)

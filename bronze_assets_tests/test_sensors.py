@@ -35,7 +35,7 @@ from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.sources.landing import LandingZone
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.sources.scope import FULL
-from bronze_assets.table import BronzeTable
+from bronze_assets.table import BronzeTable, Loaded
 
 NOON = dt.datetime(2026, 3, 10, 12, tzinfo=dt.UTC)
 TODAY, YESTERDAY = "2026-03-10", "2026-03-09"
@@ -245,6 +245,20 @@ class TestRequests:
         assert shop_floor.reason() == "No new files."
         shop_floor.drop(f"{SENSOR_FILES}/b.csv", "mended")
         assert shop_floor.asked() == {TODAY: ["bz_sensor_data"]}
+
+    @pytest.mark.parametrize(
+        ("loaded", "days", "asks"),
+        [(Loaded.DELETE, 29, False), (Loaded.DELETE, 30, True), (Loaded.ARCHIVE, 0, True), (Loaded.LEAVE, 365, False)],
+    )
+    def test_loaded_files_are_asked_for_when_it_is_time_for_them_to_leave(
+        self, shop_floor: Feeds, loaded: Loaded, days: int, asks: bool
+    ) -> None:
+        assert SENSORS.files is not None
+        table = replace(SENSORS, files=replace(SENSORS.files, loaded=loaded))
+        shop_floor.job = replace(shop_floor.job, tables=(table,))
+        shop_floor.drop(f"{SENSOR_FILES}/a.csv")
+        shop_floor.record(table, f"{SENSOR_FILES}/a.csv", FileEvent.LOADED)
+        assert shop_floor.asked(NOON + dt.timedelta(days=days)) == ({TODAY: ["bz_sensor_data"]} if asks else {})
 
     def test_one_tick_asks_for_few_partitions_and_later_ones_for_the_rest(self, shop_floor: Feeds) -> None:
         days = [f"2026-02-{day:02}" for day in range(1, 8)]

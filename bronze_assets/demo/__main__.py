@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from bronze_assets import warm_engine
 from bronze_assets.demo import home, postgres
 from bronze_assets.demo.changes import change_sample_rows
 from bronze_assets.demo.files import drop_sample_files
@@ -116,7 +117,7 @@ def ui(settings: Settings) -> int:
         if port != UI_PORT:
             say(f"Port {UI_PORT} is taken; the UI gets port {port} instead.")
         say(f"Dagster's UI: http://127.0.0.1:{port} in a few seconds. Ctrl-C ends it.")
-        with _dagster(settings, port) as child:
+        with warm_engine.kept_running(settings), _dagster(settings, port) as child:
             return child.wait()
     return 0
 

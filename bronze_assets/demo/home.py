@@ -22,6 +22,7 @@ _PARTS = frozenset(
         "jars",
         "java",
         "spark",
+        "engine",
         "bench",
         "ui.json",
     }

@@ -6,13 +6,11 @@ Everything follows from the `BronzeTable` and, at run time, from the `LoadRecord
 # No postponed annotations here: Dagster reads those of an asset's function as objects.
 
 import datetime as dt
-import socket
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-import psutil
 from pydantic import Field
 
 from bronze_assets import audit, quality
@@ -21,6 +19,7 @@ from bronze_assets.errors import BronzeError, DeclarationError, LoadRefused, Sch
 from bronze_assets.orchestration.checks import check_results, check_specs, failed_checks, schema_mismatch
 from bronze_assets.orchestration.freshness import freshness_policy
 from bronze_assets.orchestration.resources import Loader
+from bronze_assets.processes import process_identity
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence, Pii
 from bronze_assets.workbench import Options, Run
@@ -132,6 +131,7 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "unchanged": record.unchanged,
         "erased": record.erased,
         "deleted": record.deleted,
+        "replaced": record.replaced,
         "warned": record.warned,
         "score_sum": record.score_sum,
         "average_score": record.average_score,
@@ -143,6 +143,7 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "latency_max_seconds": record.latency_max,
         "backlog_files": record.backlog_files if record.has_files else None,
         "backlog_seconds": record.backlog_seconds,
+        "stuck_files": record.stuck_files if record.has_files else None,
         "table_bytes": record.table_bytes,
         "table_files": record.table_files,
         "bytes_day_ago": record.bytes_day_ago,
@@ -155,17 +156,6 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "left_out": list(record.left_out) or None,
     }
     return {name: value for name, value in entries.items() if value is not None}
-
-
-def process_identity(pid: int | None = None) -> str:
-    """`<host>:<pid>:<start>` of a process of this machine; this one by default.
-
-    Raises:
-        psutil.NoSuchProcess: there is none of that number.
-    """
-    # With its moment of birth, since numbers of processes come again.
-    process = psutil.Process(pid)
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
 
 
 def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition:

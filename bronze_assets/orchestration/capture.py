@@ -18,7 +18,6 @@ from bronze_assets.orchestration.assets import (
     RETRY_POLICY,
     TRIGGER_TAG,
     as_dagster_wants,
-    process_identity,
 )
 from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
 from bronze_assets.orchestration.slot_checks import (
@@ -30,6 +29,7 @@ from bronze_assets.orchestration.slot_checks import (
     slot_metadata,
     went_on,
 )
+from bronze_assets.processes import process_identity
 from bronze_assets.settings import CaptureMode, Environment, Settings, resolve_secret
 from bronze_assets.table import BronzeTable
 

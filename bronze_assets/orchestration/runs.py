@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 
 import dagster as dg
-import psutil
 
-from bronze_assets.orchestration.assets import PROCESS_TAG, process_identity
+from bronze_assets.orchestration.assets import PROCESS_TAG
+from bronze_assets.processes import is_running
 
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -26,9 +26,5 @@ def close_dead_runs(instance: dg.DagsterInstance) -> None:
         # Without the tag, no table of it has begun; Dagster's own monitoring ends such a run.
         if host != socket.gethostname() or not pid.isdigit():
             continue
-        try:
-            alive = process_identity(int(pid)) == run.tags[PROCESS_TAG]
-        except psutil.NoSuchProcess:
-            alive = False
-        if not alive:
+        if not is_running(run.tags[PROCESS_TAG]):
             instance.report_run_failed(run, f"Process {pid}, which executed this run, is gone.")

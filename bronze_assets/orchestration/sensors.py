@@ -28,7 +28,7 @@ from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.snapshot_load import snapshot_is_due
 from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.sources.ledger import MAX_ATTEMPTS, FileEvent, FileState, Ledger
-from bronze_assets.table import BronzeTable, Feed, Loaded
+from bronze_assets.table import BronzeTable, Feed
 from bronze_assets.workbench import current_partition
 
 MOST_PARTITIONS = 5
@@ -183,7 +183,7 @@ def _look(
         files = zone.files(feed)
         ledger = Ledger(lake, table, lambda: now)
         waiting = ledger.outstanding(files)
-        left = [state for state in ledger.files.values() if _is_left_over(state, feed)]
+        left = [state for state in ledger.files.values() if _is_left_over(state, feed, now)]
         beginning = _snapshot_due(table, lake, found.manifests[table.schema], memory, now)
         if not (waiting or left or beginning):
             continue
@@ -226,11 +226,13 @@ def _is_settled(file: LandedFile, feed: Feed, now: dt.datetime) -> bool:
     return file.modified <= settled or file.modified > now + dt.timedelta(minutes=1)
 
 
-def _is_left_over(state: FileState, feed: Feed) -> bool:
-    """Whether a load that was killed left something to do with a file: it asks for a run by itself, or a table without
-    new files would never finish it.
+def _is_left_over(state: FileState, feed: Feed, now: dt.datetime) -> bool:
+    """Whether something is left to do with a file, by a load that was killed or since its time in the landing zone is
+    over: it asks for a run by itself, or a table without new files would never do it.
     """
-    return state.event is FileEvent.CLAIMED or (state.event is FileEvent.LOADED and feed.loaded is Loaded.ARCHIVE)
+    if state.event is FileEvent.CLAIMED:
+        return True
+    return state.event is FileEvent.LOADED and state.leaves(feed, now)
 
 
 def _snapshot_due(

@@ -9,8 +9,10 @@ expected there.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from bronze_assets.errors import FileChanged
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.sources.inspection import Inspected, parquet_file, strange_type
 from bronze_assets.sources.landing import LandedFile, LandingZone, staged
@@ -40,6 +43,10 @@ UNAVAILABLE = "__debezium_unavailable_value"
 _VALUES = "__values"
 _KEYS = "__keys"
 _UTF8 = "__utf8"
+_USUAL = "__usual"
+_SMALL = 4 * 2**20
+"""Bytes up to which a file of JSON lines is packed with others. One row group is about as large."""
+_PACK = pa.schema([("value", pa.binary()), (FILE, pa.string()), (ARRIVED, pa.timestamp("us", tz="UTC"))])
 _CAPTURE_FIELDS = (
     "__op",
     "__deleted",
@@ -54,7 +61,7 @@ _CAPTURE_FIELDS = (
 # `$` would let a line's end pass.
 _WHOLE = r"^[+-]?[0-9]+(\.0+)?\z"
 # As many digits as a double tells apart.
-_EXPONENT = r"^[+-]?[0-9][0-9.]{0,17}[eE][+-]?[0-9]{1,3}\z"
+_EXPONENT = r"^[+-]?[0-9][0-9.]{0,17}[eE][+-]?[0-9]{1,2}\z"
 _DATE = r"^(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}Z?\z"
 _TIMESTAMP = (
     r"^(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?\z"
@@ -83,6 +90,7 @@ class ClaimedFiles:
     epochs: Mapping[str, int]
     staging: Path
     _places: dict[str, str] = field(default_factory=dict)
+    _packs: list[str] = field(default_factory=list)
 
     def read(self, session: SparkSession, table: BronzeTable, extra: Mapping[str, T.DataType]) -> DataFrame:
         """The rows of all files as a source frame: declared and extra columns, raw companions, then
@@ -100,16 +108,24 @@ class ClaimedFiles:
         feed = table.feed
         assert feed is not None
         known = [*(c.name for c in table.columns), *extra]
+        packed: list[Inspected] = []
         groups: dict[tuple[str, tuple[str, ...], str, bool], list[Inspected]] = {}
         for file in self.files:
-            groups.setdefault((file.file.format, file.columns, file.types, file.multiline), []).append(file)
-        frames = []
+            if _is_packed(file, feed):
+                packed.append(file)
+            else:
+                groups.setdefault((file.file.format, file.columns, file.types, file.multiline), []).append(file)
+        usual = [[*known, *_CAPTURE_FIELDS[:-2]], [*known, *_CAPTURE_FIELDS]] if feed.captured else [known]
+        frames = [_json(self._lines(session, packed), feed, usual, (FILE, ARRIVED))] if packed else []
         for (kind, columns, _, multiline), members in groups.items():
             located = {self.place(file): file for file in members}
             paths = list(located)
             try:
                 if kind == "json":
-                    frame = _json(session, paths, feed)
+                    # A line separator of its own would end whole texts too.
+                    ends = {} if feed.multiline else {"lineSep": "\n"}
+                    texts = session.read.text(paths, wholetext=feed.multiline, **ends).select("value", _ending())
+                    frame = _json(texts, feed, usual, ("__ending",))
                 elif kind == "csv":
                     frame = _csv(session, paths, columns, multiline)
                 else:
@@ -130,6 +146,16 @@ class ClaimedFiles:
             self._places[file.file.path] = place
         return self._places[file.file.path]
 
+    def _lines(self, session: SparkSession, files: Sequence[Inspected]) -> DataFrame:
+        """The lines of small files, with their `FILE` and `ARRIVED`, from one staged file: opening a file takes Spark
+        longer than reading a hundred lines.
+        """
+        if not self._packs:
+            # A name of its own: Spark remembers the files of a path.
+            target = staged(self.staging, 0, f"-{uuid.uuid4().hex}.parquet")
+            self._packs.append(_pack(self.zone, files, target))
+        return session.read.schema(f"value string, {FILE} string, {ARRIVED} timestamp").parquet(*self._packs)
+
     @staticmethod
     def _with_file(session: SparkSession, frame: DataFrame, located: Mapping[str, Inspected]) -> DataFrame:
         rows = [("/".join(path.split("/")[-2:]), file.file.path, file.file.modified) for path, file in located.items()]
@@ -144,16 +170,62 @@ def _ending() -> SparkColumn:
     return F.regexp_extract(F.col("_metadata.file_path"), "([^/]+/[^/]+)$", 1).alias("__ending")
 
 
-def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
+def _is_packed(file: Inspected, feed: Feed) -> bool:
+    plain = file.file.format == "json" and not file.file.path.lower().endswith(".gz")
+    return plain and not feed.multiline and file.file.size <= _SMALL
+
+
+def _pack(zone: LandingZone, files: Sequence[Inspected], target: Path) -> str:
+    """Write the lines of files into one Parquet file, each with its file's name and time; returns its path.
+
+    Raises:
+        FileChanged: a file is not what was inspected.
+    """
+    with pq.ParquetWriter(target, _PACK, compression="none", use_dictionary=_PACK.names[1:]) as writer:
+        held: list[tuple[Inspected, bytes]] = []
+        size = 0
+        for file in files:
+            held.append((file, _content(zone, file)))
+            size += file.file.size
+            if size >= _SMALL:
+                writer.write_table(_packed_lines(held))
+                held, size = [], 0
+        if held:
+            writer.write_table(_packed_lines(held))
+    return str(target)
+
+
+def _content(zone: LandingZone, file: Inspected) -> bytes:
+    """The bytes that were inspected."""
+    try:
+        with zone.open(file.file) as stream:
+            content = stream.read()
+    except FileNotFoundError:
+        content = b""
+    if hashlib.sha256(content).hexdigest() != file.content_hash:
+        raise FileChanged(
+            f"{file.file.path!r} was changed or removed while it was being loaded.",
+            "none needed, the next try takes it as it is then; see that files are given their name when complete.",
+        )
+    return content
+
+
+def _packed_lines(files: Sequence[tuple[Inspected, bytes]]) -> pa.Table:
+    lines = pc.split_pattern(pa.array([content for _, content in files], pa.large_binary()), "\n")
+    owner = pc.list_parent_indices(lines)
+    names = pa.array([file.file.path for file, _ in files])
+    moments = pa.array([file.file.modified for file, _ in files], _PACK.field(ARRIVED).type)
+    return pa.table([lines.flatten().cast(pa.binary()), names.take(owner), moments.take(owner)], schema=_PACK)
+
+
+def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], carried: Sequence[str]) -> DataFrame:
     """Text, and not Spark's JSON source: that takes `{"a":1} {"a":2}` for one row, a repeated key for its last value,
     and bends numbers to doubles (tried, 4.2).
+
+    Args:
+        texts: `value`, a line or a whole text, beside the columns `carried`.
+        usual_names: sets of names, in lower case and all known, that rows are expected to have.
     """
-    # A line separator of its own would end whole texts too.
-    texts = (
-        session.read.text(list(paths), wholetext=True)
-        if feed.multiline
-        else session.read.text(list(paths), lineSep="\n")
-    )
     # Else nobody could read the quarantine: Spark writes whatever bytes there are.
     value = F.make_valid_utf8("value")
     lines = texts.select(
@@ -162,7 +234,7 @@ def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
         F.when(value.startswith("\ufeff") | value.endswith("\r"), F.regexp_replace(value, "^\\x{FEFF}|\\r$", ""))
         .otherwise(value)
         .alias(LINE),
-        _ending(),
+        *carried,
     )
     lines = lines.where(F.col(LINE).startswith("{") | ~F.col(LINE).rlike(r"^\s*$"))
     parsed = F.try_parse_json(F.col(LINE))
@@ -176,23 +248,31 @@ def _json(session: SparkSession, paths: Sequence[str], feed: Feed) -> DataFrame:
     values = lines.withColumn("__parsed", parsed).withColumn(
         _VALUES, F.expr("try_cast(__parsed as map<string, string>)")
     )
-    keys = F.transform(F.map_keys(_VALUES), F.lower)
-    values = values.withColumn(_KEYS, keys)
+    # Nearly every row is a flat object with the usual names: it is told at a glance, and the rest is left out.
+    flat = F.instr(LINE, "}") == F.char_length(LINE)
+    usual = F.map_keys(_VALUES).isin([F.array(*map(F.lit, sorted(names))) for names in usual_names])
+    suspect = F.col(LINE).rlike(r"[0-9][eE][0-9+-]|[0-9.]{39}")
+    values = values.withColumn(_USUAL, F.coalesce(F.col(_UTF8) & flat & usual & ~suspect, F.lit(False)))
+    values = values.withColumn(_KEYS, F.when(~F.col(_USUAL), F.transform(F.map_keys(_VALUES), F.lower)))
     # Beyond that a variant holds a double: the last digits would be made up, or all of them.
-    suspect = F.col(LINE).rlike(r"[0-9][0-9.]{14,}[eE]|[0-9.]{39,}|[eE][+-]?[0-9]{3,}")
-    bent = suspect & F.expr("schema_of_variant(__parsed)").contains("DOUBLE")
+    exponent = F.col(LINE).rlike(r"[0-9][0-9.]{14,}[eE]|[0-9.]{39,}|[eE][+-]?[0-9]{3,}")
+    bent = exponent & F.expr("schema_of_variant(__parsed)").contains("DOUBLE")
     expected = (
-        F.when(~F.col(_UTF8), "UTF-8 text")
+        F.when(F.col(_USUAL), None)
+        .when(~F.col(_UTF8), "UTF-8 text")
         .when(F.col("__parsed").isNotNull() & ~whole, "nothing after the JSON object")
         .when(F.col(_VALUES).isNull(), _expected_of_no_object())
         .when(F.size(_KEYS) != F.size(F.array_distinct(_KEYS)), "each name once, whatever its case")
         .when(bent, "numbers of at most 38 digits, or 15 with an exponent")
     )
+    values = values.withColumn(EXPECTED, expected)
+    lower = F.map_from_arrays(_KEYS, F.map_values(_VALUES))
     return values.select(
-        F.when(expected.isNull(), F.map_from_arrays(_KEYS, F.map_values(_VALUES))).alias(_VALUES),
-        F.when(expected.isNotNull(), F.col(LINE)).alias(LINE),
-        expected.alias(EXPECTED),
-        "__ending",
+        F.when(F.col(_USUAL), F.col(_VALUES)).when(F.col(EXPECTED).isNull(), lower).alias(_VALUES),
+        F.when(F.col(EXPECTED).isNotNull(), F.col(LINE)).alias(LINE),
+        EXPECTED,
+        _USUAL,
+        *carried,
     )
 
 
@@ -239,6 +319,7 @@ def _csv(session: SparkSession, paths: Sequence[str], columns: Sequence[str], mu
         F.when(~ragged, F.create_map(*pairs)).alias(_VALUES),
         F.col(LINE),
         F.when(ragged, f"the {len(columns)} values of the header").alias(EXPECTED),
+        F.lit(False).alias(_USUAL),
         "__ending",
     )
 
@@ -265,6 +346,7 @@ def _parquet(session: SparkSession, paths: Sequence[str]) -> DataFrame:
         F.when(valid, values).alias(_VALUES),
         F.when(~valid, F.make_valid_utf8(F.to_json(values))).alias(LINE),
         F.when(~valid, "UTF-8 text").alias(EXPECTED),
+        F.lit(False).alias(_USUAL),
         "__ending",
     )
 
@@ -316,7 +398,7 @@ def _typed(
         if not isinstance(kind, T.StringType):
             selected.append(F.when(text.isNotNull() & value.isNull(), text).alias(raw_column(name)))
     mine = [*known, *(_CAPTURE_FIELDS if feed.captured else ())]
-    strange = F.map_filter(F.col(_VALUES), lambda key, _: ~key.isin(mine))
+    strange = F.when(~F.col(_USUAL), F.map_filter(F.col(_VALUES), lambda key, _: ~key.isin(mine)))
     strangers = F.array_sort(F.map_keys(strange))
     selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
 
@@ -353,8 +435,9 @@ def _typed(
         if feed.event_time is not None:
             event_time = _parsed(F.col(_VALUES)[feed.event_time], types[feed.event_time], feed)
             moment = F.coalesce(event_time.cast("timestamp"), moment)
-        micros = F.lpad(F.greatest(F.unix_micros(moment), F.lit(0)).cast("string"), 20, "0")
-        position = micros if feed.event_time is not None else F.concat_ws("/", micros, F.col(FILE))
+        # Of two rows of one moment the later file's comes later, whether one batch has both or two have one each.
+        moments = [moment] if feed.event_time is None else [moment, F.col(ARRIVED)]
+        position = F.concat_ws("/", *map(_micros, moments), F.col(FILE))
         operation = F.lit(None).cast("string")
         arrived = F.col(ARRIVED)
         carried = F.lit(None).cast("array<string>")
@@ -369,6 +452,10 @@ def _typed(
         carried.alias(CARRIED),
     ]
     return frame.select(*selected)
+
+
+def _micros(moment: SparkColumn) -> SparkColumn:
+    return F.lpad(F.greatest(F.unix_micros(moment), F.lit(0)).cast("string"), 20, "0")
 
 
 def previous_key(name: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from upath import UPath
 
-from bronze_assets.errors import LakeError
+from bronze_assets.errors import LakeError, SettingsError
 from bronze_assets.table import Feed
 
 logger = logging.getLogger(__name__)
@@ -73,13 +73,22 @@ class LandingZone:
     Args:
         landing: a folder or an fsspec URL.
         archive: likewise, on the same file system.
+
+    Raises:
+        SettingsError: there is no package for such URLs.
     """
 
     def __init__(self, landing: str, archive: str) -> None:
         self._landing = landing
         self._archive = archive
-        place = UPath(landing)
-        self._fs: fsspec.AbstractFileSystem = place.fs
+        try:
+            place = UPath(landing)
+            self._fs: fsspec.AbstractFileSystem = place.fs
+        except (ImportError, ValueError) as error:
+            raise SettingsError(
+                f"BRONZE_LANDING={landing}: {error}.",
+                "install its fsspec package (s3fs, adlfs, gcsfs, …) beside bronze_assets, or choose another URL.",
+            ) from None
         self._roots = {False: place.path.rstrip("/"), True: UPath(archive).path.rstrip("/")}
         self._local = "://" not in landing
 
@@ -104,10 +113,10 @@ class LandingZone:
     def _files(self, folder: str, *, archived: bool) -> list[LandedFile]:
         try:
             entries = list(self._entries(folder, archived, deeper=not archived))
-        except OSError as error:
+        except Exception as error:  # each fsspec file system has errors of its own
             raise LakeError(
                 f"the folder {folder} of the {'archive' if archived else 'landing zone'} cannot be listed"
-                f" ({error.strerror or type(error).__name__}).",
+                f" ({getattr(error, 'strerror', None) or type(error).__name__}).",
                 "give the process read access, or check BRONZE_LANDING and BRONZE_ARCHIVE.",
             ) from None
         found = []
@@ -172,9 +181,12 @@ class LandingZone:
     @contextlib.contextmanager
     def open(self, file: LandedFile) -> Iterator[BinaryIO]:
         """The file's bytes."""
-        if not self._local:
-            # A kept listing would cut off what has been written since.
-            self._fs.invalidate_cache()
+        if self._local:
+            with Path(self._full(file)).open("rb") as local:
+                yield local
+            return
+        # A kept listing would cut off what has been written since.
+        self._fs.invalidate_cache()
         with self._fs.open(self._full(file), "rb") as stream:
             yield cast(BinaryIO, stream)
 

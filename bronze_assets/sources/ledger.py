@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.sources.landing import LandedFile
-from bronze_assets.table import BronzeTable
+from bronze_assets.table import BronzeTable, Feed
 
 LEDGER = "bz_file_ledger"
 MAX_ATTEMPTS = 3
@@ -109,6 +109,11 @@ class FileState:
     def is_of(self, file: LandedFile) -> bool:
         """Whether the file looks as it did then (size and modified time; its bytes are not read)."""
         return self.size == file.size and self.modified == file.modified
+
+    def leaves(self, feed: Feed, now: dt.datetime) -> bool:
+        """Whether it is time for a loaded file to leave the landing zone."""
+        moment = None if self.event_time is None else feed.leaves_at(self.event_time)
+        return moment is not None and moment <= now
 
 
 class Ledger:

@@ -1,0 +1,188 @@
+"""The warm engine: processes that share one JVM, and what becomes of them when one of the two is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from deltalake import DeltaTable
+
+from bronze_assets import warm_engine
+from bronze_assets.processes import process_identity, still_alive
+from bronze_assets.settings import Settings
+from bronze_assets_tests import lake_reader
+from bronze_assets_tests.conftest import CHECKOUT, settings_for
+
+PATIENCE = 120
+CLIENT = """
+import sys, pathlib
+from bronze_assets import engine, warm_engine
+from bronze_assets.settings import Settings
+said = []
+session = engine.start_session(Settings.from_environment(), said.append, warm_engine.connect)
+assert said == [], said
+target, home = sys.argv[1], pathlib.Path(sys.argv[2])
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    settings: Settings
+    process: psutil.Process
+
+    def environment(self) -> dict[str, str]:
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("BRONZE_")}
+        return plain | {"BRONZE_HOME": str(self.settings.home), "BRONZE_JARS": str(self.settings.jars)}
+
+    @contextlib.contextmanager
+    def client(self, code: str, target: Path) -> Iterator[subprocess.Popen[str]]:
+        """A process with a session on the engine that runs the code; killed at the end if it still does."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT + code, str(target), str(self.settings.home)],
+            cwd=CHECKOUT,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    @property
+    def jvm(self) -> psutil.Process:
+        (jvm,) = [child for child in self.process.children(recursive=True) if child.name() == "java"]
+        return jvm
+
+
+def wait_until(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(home: Path, jars: Path) -> Iterator[Engine]:
+    settings = settings_for(home, {"BRONZE_JARS": str(jars)})
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bronze_assets.warm_engine"],
+        cwd=CHECKOUT,
+        env=Engine(settings, psutil.Process()).environment() | {"BRONZE_DRIVER_MEMORY": settings.driver_memory},
+        stdin=subprocess.DEVNULL,
+    )
+    family: list[psutil.Process] = []
+    try:
+        wait_until(home / "engine" / "engine.json")
+        while json.loads((home / "engine" / "engine.json").read_text())["port"] is None:
+            time.sleep(0.1)
+        process = psutil.Process(child.pid)
+        family = [process, *process.children(recursive=True)]
+        yield Engine(settings, process)
+    finally:
+        child.terminate()
+        child.wait(PATIENCE)
+        assert not still_alive(family, 10)
+        assert not (home / "engine" / "engine.json").exists()
+
+
+@pytest.fixture(scope="module")
+def engine(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with started(tmp_path_factory.mktemp("warm home"), jars) as engine:
+        yield engine
+
+
+def test_its_secret_is_for_its_owner_alone(engine: Engine) -> None:
+    folder = engine.settings.home / "engine"
+    assert (folder.stat().st_mode & 0o777, (folder / "engine.json").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_clients_work_at_once_each_with_settings_and_views_of_its_own(engine: Engine, tmp_path: Path) -> None:
+    code = """
+session.conf.set("spark.databricks.delta.commitInfo.userMetadata", target)
+session.range(5).createOrReplaceTempView("mine")
+(home / f"{pathlib.Path(target).name} ready").touch()
+import time
+while not (home / "go").exists(): time.sleep(0.05)
+for _ in range(3):
+    session.sql("select id from mine").write.format("delta").mode("append").save(target)
+print("views", [view.name for view in session.catalog.listTables() if view.isTemporary], flush=True)
+"""
+    targets = [tmp_path / "one", tmp_path / "two"]
+    with engine.client(code, targets[0]) as one, engine.client(code, targets[1]) as other:
+        for target in targets:
+            wait_until(engine.settings.home / f"{target.name} ready")
+        (engine.settings.home / "go").touch()
+        for client in (one, other):
+            said, _ = client.communicate(timeout=PATIENCE)
+            assert said.splitlines()[-1] == "views ['mine']"
+    for target in targets:
+        assert sorted(lake_reader.tuples(target, "id")) == sorted([(n,) for n in range(5)] * 3)
+        assert {commit.get("userMetadata") for commit in DeltaTable(str(target)).history()} == {str(target)}
+
+
+def test_the_job_of_a_client_that_is_killed_is_cancelled_and_the_others_go_on(engine: Engine, tmp_path: Path) -> None:
+    endless = """
+(home / "endless").touch()
+rows = session.range(0, 10**13, 1, 2).selectExpr("sum(hash(id)) as s")
+rows.write.format("delta").mode("append").save(target)
+"""
+    with engine.client(endless, tmp_path / "endless") as client:
+        wait_until(engine.settings.home / "endless")
+        deadline = time.monotonic() + PATIENCE
+        while engine.jvm.cpu_percent(1) < 80:
+            assert time.monotonic() < deadline, "the job never ran"
+        client.kill()
+        client.wait()
+    while engine.jvm.cpu_percent(1) > 50:
+        assert time.monotonic() < deadline, "the job still runs"
+    assert not (tmp_path / "endless" / "_delta_log" / "00000000000000000000.json").exists()
+    with engine.client("session.range(3).write.format('delta').save(target)", tmp_path / "after") as client:
+        assert client.wait(PATIENCE) == 0
+    assert len(lake_reader.tuples(tmp_path / "after", "id")) == 3
+
+
+def test_ctrl_c_ends_one_client_and_no_other(engine: Engine, tmp_path: Path) -> None:
+    slow = """
+(home / pathlib.Path(target).name).touch()
+rows = session.range(0, 3 * 10**9, 1, 1).selectExpr("sum(hash(id)) as s")
+rows.write.format("delta").mode("append").save(target)
+"""
+    with engine.client(slow, tmp_path / "stopped") as stopped, engine.client(slow, tmp_path / "going on") as other:
+        for name in ("stopped", "going on"):
+            wait_until(engine.settings.home / name)
+        time.sleep(2)
+        stopped.send_signal(2)
+        assert stopped.wait(PATIENCE) != 0
+        assert other.wait(PATIENCE) == 0, other.communicate()[0]
+
+
+def test_other_settings_get_no_session_and_start_a_jvm_of_their_own(engine: Engine) -> None:
+    other = dataclasses.replace(engine.settings, driver_memory="777m")
+    assert warm_engine.connect(other) is None
+
+
+def test_a_home_whose_engine_was_killed_has_none(jars: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "engine").mkdir(parents=True)
+    settings = settings_for(home, {"BRONZE_JARS": str(jars)})
+    assert warm_engine.connect(settings) is None
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    told = {"process": process_identity(process.pid), "settings": warm_engine._fingerprint(settings)}
+    (home / "engine" / "engine.json").write_text(json.dumps(told | {"port": 1, "secret": "x"}))
+    (home / "engine" / "clients").mkdir()
+    assert warm_engine.connect(settings) is None, "nobody answers at its port"
+    process.kill()
+    process.wait()
+    assert warm_engine.connect(settings) is None, "it is gone"
