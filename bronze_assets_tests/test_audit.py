@@ -166,6 +166,9 @@ MEGABYTE = 2**20
         ("backlog", {"backlog_files": 0, "backlog_seconds": None}, True),
         ("backlog", {"backlog_files": 1, "backlog_seconds": 3_600.0}, True),
         ("backlog", {"backlog_files": 1, "backlog_seconds": 3_600.1}, False),
+        # A file that is loaded and stays where it arrived has to be moved by somebody.
+        ("moved_away", {"files": 3}, True),
+        ("moved_away", {"files": 3, "stuck_files": 1, "stuck": "'a.json' cannot be moved"}, False),
         # Delta files of 128 MB to 1 GB on average; a table that is smaller than one such file has none.
         ("file_size", {"table_bytes": 127 * MEGABYTE, "table_files": 50}, True),
         ("file_size", {"table_bytes": 500 * MEGABYTE, "table_files": 4}, False),
@@ -187,7 +190,7 @@ def test_a_feed_of_files_may_have_five_bad_rows_in_a_hundred(quarantined: int, p
 
 
 def test_a_table_that_takes_no_files_has_no_checks_of_files() -> None:
-    of_files = {"unreadable_files", "schema_evolution", "backlog", "file_size"}
+    of_files = {"unreadable_files", "schema_evolution", "moved_away", "backlog", "file_size"}
     assert not of_files & {check.name for check in checks(WAREHOUSES)}
     assert of_files <= {check.name for check in checks(ORDERS)} & {check.name for check in checks(SENSORS)}
 
@@ -202,6 +205,7 @@ _BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "int": _whole,
     "bool": st.booleans(),
     "int | None": st.none() | _whole,
+    "str | None": st.none() | _words,
     "float | None": st.none() | st.floats(min_value=0, allow_infinity=False),
     "dt.datetime": _moments,
     "tuple[str, ...]": st.lists(_words, max_size=3).map(tuple),
@@ -247,6 +251,7 @@ def test_records_of_key_ranges_add_up_to_one() -> None:
         loaded=18,
         quarantined=2,
         deleted=4,
+        replaced=6,
         erased=0,
         score_sum=1900,
         rules={"key": RuleCount(3, ("4", "5", "6"))},
@@ -259,7 +264,7 @@ def test_records_of_key_ranges_add_up_to_one() -> None:
 
     assert total.conserved
     assert (total.read, total.loaded, total.quarantined, total.duplicates, total.unchanged) == (30, 23, 3, 2, 2)
-    assert (total.deleted, total.warned, total.score_sum) == (4, 3, 2800)
+    assert (total.deleted, total.replaced, total.warned, total.score_sum) == (4, 6, 3, 2800)
     assert total.average_score == pytest.approx(2800 / 30)
     assert total.rules == {"key": RuleCount(4, ("1", "2", "3", "4", "5")), "parsed": RuleCount(2, ("9",))}
     assert total.nulls == {"customer_id": 3, "order_status": 7}
