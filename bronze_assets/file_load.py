@@ -57,6 +57,7 @@ class FileLoad:
         self._ledger = Ledger(attempt.bench.lake, attempt.table, attempt.bench.clock, attempt.run.id)
         self._schema = SchemaVersions(attempt.bench.lake, attempt.table, attempt.bench.clock)
         self._stuck: tuple[int, str | None] = (0, None)
+        self._protected = any(c.pii.protected for c in attempt.table.columns)
 
     def check_partition(self) -> None:
         """Raise `PartitionRefused` if the partition lies in the future."""
@@ -70,6 +71,10 @@ class FileLoad:
 
     def load(self, _again: Batch | None) -> Iterator[LoadRecord]:
         """Load the files that are outstanding in the partition, at most `max_files` in a batch; then archive."""
+        if self._protected:
+            # A killed load leaves its plain copies, and what it has half archived.
+            shutil.rmtree(self._staging(""), ignore_errors=True)
+            self._bench.zone.tidy(self._feed)
         # Interrupted batches have been settled since it was read.
         self._ledger.refresh()
         # What an interrupted load has moved but not recorded would look like new files in the archive.
@@ -199,7 +204,9 @@ class FileLoad:
                     continue
                 if file is None:
                     file = LandedFile(state.path, state.size, state.modified, state.path)
-                moved.append(replace(state, archived_as=zone.archive(file, state.partition, str(state.content_hash))))
+                ring = self._bench.ring if self._protected else None
+                place = zone.archive(file, state.partition, str(state.content_hash), ring=ring)
+                moved.append(replace(state, archived_as=place))
             except OSError as why:
                 held.append((state, why))
         event = FileEvent.DELETED if self._feed.loaded is Loaded.DELETE else FileEvent.ARCHIVED

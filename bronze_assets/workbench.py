@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from bronze_assets import engine, warm_engine
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.privacy.keys import KeyRing, key_ring
 from bronze_assets.settings import CaptureMode, Settings, resolve_secret
 from bronze_assets.sources.landing import LandingZone
 from bronze_assets.sources.postgres import PostgresSource
@@ -99,7 +100,12 @@ class Workbench:
     @functools.cached_property
     def zone(self) -> LandingZone:
         """The landing zone and the archive."""
-        return LandingZone(self.settings.landing, self.settings.archive)
+        return LandingZone(self.settings.landing, self.settings.archive, lambda: self.ring)
+
+    @functools.cached_property
+    def ring(self) -> KeyRing:
+        """The master key; opened for what is protected only."""
+        return key_ring(self.settings)
 
     def business_date(self, moment: dt.datetime) -> dt.date:
         """The date of a moment in the business time zone."""

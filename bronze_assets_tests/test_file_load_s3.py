@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from bronze_assets.privacy.keys import KeyRing
 from bronze_assets.settings import Settings
+from bronze_assets.sources.landing import LandingZone
+from bronze_assets.table import Feed
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.file_tables import DAY, NOW, csv_text, ids, json_lines, loaded, quarantine, row, states, things
 
@@ -75,3 +80,31 @@ def test_files_in_an_object_store_are_listed_loaded_and_archived(
     assert ids(settings) == [1, 3, 4]
     assert states(settings)[f"{DAY}/a.json"] == "archived"
     assert len(store.find("shop/archive")) == 3
+
+
+def test_files_in_an_object_store_are_archived_encrypted(store: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    ring = KeyRing({1: hashlib.sha256(b"one").digest()})
+    zone = LandingZone("s3://shop/landing", "s3://shop/archive", lambda: ring)
+    feed = Feed("raw/things")
+    zone.tidy(feed)
+    # More than one part of an upload.
+    large = b"canary-7f3a\n" * (12 * 2**20 // 12)
+    for content in (large, b"canary-7f3a", large):
+        store.pipe("shop/landing/raw/things/a b%.csv", content)
+        (file,) = zone.files(feed)
+        digest = hashlib.sha256(content).hexdigest()
+        assert len({zone.archive(file, DAY, digest, ring=ring) for _ in range(2)}) == 1
+    store.pipe("shop/archive/raw/things/.parts/left", b"x")
+    zone.tidy(feed)
+    small, big = zone.archived(feed, DAY)
+    store.invalidate_cache()
+    assert sorted(store.find("shop")) == [f"shop/archive/{file.location}" for file in (small, big)]
+    assert (big.path, big.location) == (f"raw/things/{DAY}/a b%.csv", f"raw/things/{DAY}/a b%.csv.enc")
+    assert (small.size, big.size) == (11, len(large))
+    assert zone.find("raw/things/a b%.csv", big.location) == dataclasses.replace(big, path="raw/things/a b%.csv")
+    with zone.open(big) as stream:
+        assert (stream.seek(-5, 2), stream.read()) == (len(large) - 5, large[-5:])
+    for number, file, expected in ((1, small, b"canary-7f3a"), (2, big, large)):
+        assert zone.content_hash(file) == hashlib.sha256(expected).hexdigest()
+        assert Path(zone.readable_by_spark(file, tmp_path / "staging", number)).read_bytes() == expected
+        assert b"canary" not in store.cat_file(f"shop/archive/{file.location}")

@@ -22,6 +22,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bronze_assets.errors import KeyRefused
 from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.table import BronzeTable
 
@@ -104,6 +105,8 @@ def _inspect(zone: LandingZone, table: BronzeTable, file: LandedFile) -> Inspect
     except OSError as error:
         # Of one file, and maybe only for now: neither its neighbours nor its own next try are to suffer.
         return Inspected(file, "", unopened=f"it cannot be opened ({error.strerror or type(error).__name__})")
+    except KeyRefused as error:
+        return Inspected(file, "", unopened=error.culprit.removesuffix("."))
 
 
 def _parquet(found: Inspected, zone: LandingZone, table: BronzeTable, content: bytes | None) -> Inspected:

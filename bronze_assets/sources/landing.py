@@ -1,7 +1,7 @@
 """The landing zone: which files have arrived, what their bytes are, and where they go when they have been loaded.
 
 A file's name is its path below the landing zone, `<feed>/<name>` or `<feed>/<YYYY-MM-DD>/<name>`, also after it has
-been archived.
+been archived. In the archive it may lie encrypted, as `<name>.enc`; its size, hash and bytes are still the plain ones.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 from upath import UPath
 
-from bronze_assets.errors import LakeError, SettingsError
+from bronze_assets.errors import KeyMissing, KeyRefused, LakeError, SettingsError
+from bronze_assets.privacy.archive import ENCRYPTED, encrypt, open_encrypted, plain_size
+from bronze_assets.privacy.keys import KeyRing
 from bronze_assets.table import Feed
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ _SAFE = re.compile(r"[A-Za-z0-9._=/-]+")
 _GLOB = re.compile(r"[*?\[\]{}\\]")
 _LONGEST_NAME = 255
 _CHUNK = 8 * 2**20
+_PARTS = ".parts"
+"""Folder in the archive of a feed where encrypted files are written before they get their names."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class LandedFile:
 
     Attributes:
         path: its name (see the module).
-        size: bytes.
+        size: bytes; of an encrypted file, those of the plain one.
         modified: when it was last written, UTC.
         location: where it lies now, below the landing zone or the archive.
         archived: whether it lies in the archive.
@@ -66,6 +71,11 @@ class LandedFile:
         """`csv`, `json` or `parquet`."""
         return FORMATS[_suffix(self.path)]
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether it lies encrypted in the archive."""
+        return self.archived and self.location.endswith(ENCRYPTED)
+
 
 class LandingZone:
     """Where files arrive, and the archive that loaded ones are moved to.
@@ -73,14 +83,17 @@ class LandingZone:
     Args:
         landing: a folder or an fsspec URL.
         archive: likewise, on the same file system.
+        ring: gives the master key; called when an encrypted file is first read. Without it, none can be.
 
     Raises:
         SettingsError: there is no package for such URLs.
     """
 
-    def __init__(self, landing: str, archive: str) -> None:
+    def __init__(self, landing: str, archive: str, ring: Callable[[], KeyRing] | None = None) -> None:
         self._landing = landing
         self._archive = archive
+        self._ring = ring
+        self._lock = threading.Lock()
         try:
             place = UPath(landing)
             self._fs: fsspec.AbstractFileSystem = place.fs
@@ -121,10 +134,10 @@ class LandingZone:
             ) from None
         found = []
         for location, size, modified in entries:
-            if _suffix(location) not in FORMATS:
-                continue
-            found.append(LandedFile(location, size, modified, location, archived))
-        return sorted(found, key=lambda file: file.path)
+            path = location.removesuffix(ENCRYPTED) if archived else location
+            if _suffix(path) in FORMATS:
+                found.append(_seen(path, size, modified, location, archived))
+        return sorted(found, key=lambda file: (file.path, file.location))
 
     def _entries(self, folder: str, archived: bool, *, deeper: bool) -> Iterator[tuple[str, int, dt.datetime]]:
         """Path below the root, size and modified time of the files in a folder and in the day folders below it."""
@@ -160,8 +173,14 @@ class LandingZone:
                     yield from self._entries(f"{folder}/{name}", archived, deeper=False)
 
     def find(self, path: str, archived_as: str | None, *, archived_first: bool = False) -> LandedFile | None:
-        """A file by its name, in the landing zone or where it was archived to; None if it is gone."""
-        places = [(path, False)] + ([(archived_as, True)] if archived_as else [])
+        """A file by its name, in the landing zone or where it was archived to; None if it is gone.
+
+        What was archived plain may have been encrypted since, beside its place.
+        """
+        places = [(path, False)]
+        if archived_as:
+            places += [(archived_as, True)]
+            places += [] if archived_as.endswith(ENCRYPTED) else [(archived_as + ENCRYPTED, True)]
         for location, archived in reversed(places) if archived_first else places:
             full = f"{self._roots[archived]}/{location}"
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -170,17 +189,37 @@ class LandingZone:
                     state = Path(full).stat()
                     if stat.S_ISREG(state.st_mode):
                         moment = dt.datetime.fromtimestamp(state.st_mtime, dt.UTC)
-                        return LandedFile(path, state.st_size, moment, location, archived)
+                        return _seen(path, state.st_size, moment, location, archived)
                     continue
                 self._fs.invalidate_cache()
                 item = self._fs.info(full)
                 if item["type"] == "file":
-                    return LandedFile(path, int(item["size"]), _modified(item), location, archived)
+                    return _seen(path, int(item["size"]), _modified(item), location, archived)
         return None
 
     @contextlib.contextmanager
     def open(self, file: LandedFile) -> Iterator[BinaryIO]:
-        """The file's bytes."""
+        """The file's bytes.
+
+        Raises:
+            KeyMissing: it is encrypted, and there is no key.
+            KeyRefused: (also by a read) it is encrypted, and damaged or of another key.
+        """
+        with self._plain(file, None) as stream:
+            yield stream
+
+    @contextlib.contextmanager
+    def _plain(self, file: LandedFile, ring: KeyRing | None) -> Iterator[BinaryIO]:
+        with self._opened(file) as stream:
+            if not file.encrypted:
+                yield stream
+                return
+            with open_encrypted(stream, ring or self._key(file), name=f"{file.location!r} in the archive") as plain:
+                yield plain
+
+    @contextlib.contextmanager
+    def _opened(self, file: LandedFile) -> Iterator[BinaryIO]:
+        """The bytes as they lie there."""
         if self._local:
             with Path(self._full(file)).open("rb") as local:
                 yield local
@@ -190,10 +229,23 @@ class LandingZone:
         with self._fs.open(self._full(file), "rb") as stream:
             yield cast(BinaryIO, stream)
 
+    def _key(self, file: LandedFile) -> KeyRing:
+        if self._ring is None:
+            raise KeyMissing(
+                f"{file.location!r} in the archive is encrypted, and this process has no master key.",
+                "let BRONZE_MASTER_KEY name it, and read the file through a load.",
+            )
+        # Several files are opened at once, and the key may have a way to come.
+        with self._lock:
+            return self._ring()
+
     def content_hash(self, file: LandedFile) -> str:
-        """SHA-256 of the bytes, as hex."""
+        """SHA-256 of the plain bytes, as hex; raises as `open` does."""
+        return self._hash(file, None)
+
+    def _hash(self, file: LandedFile, ring: KeyRing | None) -> str:
         digest = hashlib.sha256()
-        with self.open(file) as stream:
+        with self._plain(file, ring) as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -201,43 +253,129 @@ class LandingZone:
     def readable_by_spark(self, file: LandedFile, staging: Path, number: int) -> str:
         """The path under which Spark reads the file.
 
-        A file whose name Hadoop cannot take (`:`, glob characters, …), or that is not on this machine's file system, is
-        copied to the staging folder first.
+        A file whose name Hadoop cannot take (`:`, glob characters, …), that is not on this machine's file system, or
+        that is encrypted, is copied to the staging folder first.
 
         Args:
             staging: a folder of this batch.
             number: of the file within the batch.
         """
-        if self._local and _SAFE.fullmatch(file.location) and not _GLOB.search(self._roots[file.archived]):
+        named = _SAFE.fullmatch(file.location) and not _GLOB.search(self._roots[file.archived])
+        if self._local and named and not file.encrypted:
             return self._full(file)
         copied = staged(staging, number, _full_suffix(file.path))
         with self.open(file) as stream, copied.open("wb") as target:
             shutil.copyfileobj(stream, target, _CHUNK)
         return str(copied)
 
-    def archive(self, file: LandedFile, day: str, content_hash: str) -> str:
+    def archive(self, file: LandedFile, day: str, content_hash: str, *, ring: KeyRing | None = None) -> str:
         """Move a file to the archive's folder of its day of arrival; safe to repeat, also after a crash between copy
         and removal. A different file of that name there keeps its place: this one gets its hash into the name.
 
+        Args:
+            content_hash: of the plain bytes.
+            ring: encrypts it; the archive then keeps no plain copy under these names.
+
         Returns:
             Where it lies in the archive.
+
+        Raises:
+            OSError: it cannot be moved, both names are taken, or (with a ring) the hash is not that of its bytes.
+            KeyMissing: its name is taken by an encrypted file, and the zone has no key to compare with it.
         """
-        parts = file.path.split("/")
-        folders = parts[:-1] if file.day else [*parts[:-1], day]
-        suffix = _full_suffix(parts[-1])
-        ending = f".{content_hash[:12]}{suffix}"
-        stem = parts[-1][: len(parts[-1]) - len(suffix)].encode()[: _LONGEST_NAME - len(ending)]
-        for name in (parts[-1], stem.decode(errors="ignore") + ending):
-            location = "/".join([*folders, name])
-            there = LandedFile(file.path, 0, file.modified, location, archived=True)
-            if not self._fs.exists(self._full(there)):
-                self._move(self._full(file), self._full(there))
+        if ring is not None:
+            return self._archive_encrypted(file, day, content_hash, ring)
+        for location in _archive_names(file, day, content_hash, _LONGEST_NAME):
+            there = self._there(file, location)
+            if not any(there.values()):
+                self._move(self._full(file), f"{self._roots[True]}/{location}")
                 return location
-            if self.content_hash(there) == content_hash:
-                break
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._full(file))
-        return location
+            for one, exists in there.items():
+                if exists and self._holds(one, content_hash, None):
+                    self.remove(file)
+                    return one.location
+        raise FileExistsError(errno.EEXIST, "other files have its names in the archive")
+
+    def _archive_encrypted(self, file: LandedFile, day: str, content_hash: str, ring: KeyRing) -> str:
+        # As a time without encryption has left them.
+        copies: list[LandedFile] = []
+        for location in _archive_names(file, day, content_hash, _LONGEST_NAME - len(ENCRYPTED)):
+            (plain, is_plain), (encrypted, is_encrypted) = self._there(file, location).items()
+            if is_plain:
+                if not self._holds(plain, content_hash, ring):
+                    continue
+                copies.append(plain)
+            if is_encrypted and not self._holds(encrypted, content_hash, ring):
+                continue
+            source = copies[-1] if copies else file
+            if not is_encrypted and self._fs.exists(self._full(source)):
+                self._encrypt(source, encrypted, content_hash, ring)
+            for copy in copies:
+                self.remove(copy)
+            now = self.find(file.location, None)
+            # Another file may have come under its name meanwhile: that one is for the next load.
+            if now is not None and (now.size, now.modified) == (file.size, file.modified):
+                self.remove(file)
+            return encrypted.location
+        raise FileExistsError(errno.EEXIST, "other files have its names in the archive")
+
+    def _there(self, file: LandedFile, location: str) -> dict[LandedFile, bool]:
+        """The file at this place of the archive, plain and encrypted, and whether each is there."""
+        places = (location, location + ENCRYPTED)
+        both = [LandedFile(file.path, 0, file.modified, place, archived=True) for place in places]
+        return {one: bool(self._fs.exists(self._full(one))) for one in both}
+
+    def _holds(self, file: LandedFile, content_hash: str, ring: KeyRing | None) -> bool:
+        try:
+            return self._hash(file, ring) == content_hash
+        except KeyRefused as why:
+            logger.warning("%s", why)
+            return False
+
+    def _encrypt(self, source: LandedFile, target: LandedFile, content_hash: str, ring: KeyRing) -> None:
+        """Write a file encrypted into the archive: whole or not at all, and on the disk before its source may go."""
+        full = self._full(target)
+        feed = source.path.split("/")[: -2 if source.day else -1]
+        parts = f"{self._roots[True]}/{'/'.join(feed)}/{_PARTS}"
+        part = f"{parts}/{content_hash}"
+        try:
+            if self._local:
+                Path(parts).mkdir(parents=True, exist_ok=True)
+                _make_folder(Path(full).parent)
+                with self.open(source) as plain, Path(part).open("wb") as encrypted:
+                    found = encrypt(plain, encrypted, ring)
+                    encrypted.flush()
+                    times = os.fstat(plain.fileno())
+                    os.utime(encrypted.fileno(), ns=(times.st_atime_ns, times.st_mtime_ns))
+                    os.fsync(encrypted.fileno())
+            else:
+                with self.open(source) as plain, self._fs.open(part, "wb") as encrypted:
+                    found = encrypt(plain, encrypted, ring)
+            if found != content_hash:
+                raise OSError(errno.EBUSY, "it was changed after it had been loaded")
+            if self._local:
+                Path(part).replace(full)
+                _sync(Path(full).parent)
+            else:
+                self._fs.cp_file(part, full)
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(part)
+
+    def tidy(self, feed: Feed) -> None:
+        """Remove what killed loads have left half-written in the archive of a feed, of which no other load is at work.
+
+        It is encrypted, and would still be a copy that nobody knows of.
+        """
+        self._fs.invalidate_cache()
+        try:
+            for part in self._fs.find(f"{self._roots[True]}/{feed.path}/{_PARTS}"):
+                self._fs.rm_file(part)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # As what cannot be archived, it is no reason not to load.
+            logger.warning("%s/%s in the archive cannot be emptied (%s)", feed.path, _PARTS, type(error).__name__)
 
     def remove(self, file: LandedFile) -> None:
         """Remove a file; nothing happens if it is gone."""
@@ -283,6 +421,44 @@ def staged(staging: Path, number: int, suffix: str) -> Path:
     """Where a copy of a batch's file goes for Spark to read."""
     staging.mkdir(parents=True, exist_ok=True)
     return staging / f"{number:06d}{suffix}"
+
+
+def _seen(path: str, size: int, modified: dt.datetime, location: str, archived: bool) -> LandedFile:
+    file = LandedFile(path, size, modified, location, archived)
+    return replace(file, size=plain_size(size)) if file.encrypted else file
+
+
+def _archive_names(file: LandedFile, day: str, content_hash: str, longest: int) -> Iterator[str]:
+    """The places for a file in the archive, in the order in which they are tried.
+
+    Args:
+        longest: bytes that a name may have, where it gets its hash.
+    """
+    *folders, name = file.path.split("/")
+    folders += [] if file.day else [day]
+    # A name that is at the limit already would be over it.
+    if longest == _LONGEST_NAME or len(name.encode()) <= longest:
+        yield "/".join([*folders, name])
+    suffix = _full_suffix(name)
+    ending = f".{content_hash[:12]}{suffix}"
+    stem = name[: len(name) - len(suffix)].encode()[: longest - len(ending)]
+    yield "/".join([*folders, stem.decode(errors="ignore") + ending])
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder that is still there after the power has failed."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _is_day(name: str) -> bool:
