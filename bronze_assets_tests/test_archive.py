@@ -166,6 +166,14 @@ def test_a_file_that_was_cut_off_or_continued_gives_nothing(size: int) -> None:
         assert handed_out(whole + more) == b"", len(more)
 
 
+def test_a_file_of_a_size_that_none_has_is_called_cut_short() -> None:
+    whole = sealed(BYTES[: CHUNK + 1])
+    for size in (18, 33, HEADER + SEALED + 1, HEADER + SEALED + 16):
+        with pytest.raises(KeyRefused, match=r"'a\.json' is cut short\. Fix: put back a copy"):
+            opened(whole[:size])
+    assert plain_size(0) == plain_size(20) == 0
+
+
 _SEALED = sealed(BYTES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import io
 import shutil
@@ -14,11 +15,18 @@ import pyarrow.parquet as pq
 import pyspark.sql.types as T
 import pytest
 
+from bronze_assets.attempt import Attempt
+from bronze_assets.errors import KeyMissing
+from bronze_assets.file_load import FileLoad
+from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.keys import KeyRing
-from bronze_assets.settings import Settings
+from bronze_assets.settings import Environment, Settings
+from bronze_assets.sources.landing import LandingZone
+from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.table import BronzeTable, Cadence, Feed, Pii, column
-from bronze_assets.workbench import Workbench
+from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
+from bronze_assets_tests.conftest import settings_for
 from bronze_assets_tests.file_tables import (
     DAY,
     NOW,
@@ -34,6 +42,7 @@ from bronze_assets_tests.file_tables import (
     states,
     table_path,
 )
+from bronze_assets_tests.file_tables import things as open_things
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -81,6 +90,74 @@ def plain_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
 
 
+def attempted(home: Path, table: BronzeTable, *, day: str = DAY) -> FileLoad:
+    """A load that has not begun, without Spark."""
+    bench = Workbench(settings_for(home), clock=lambda: NOW)
+    attempt = Attempt(table, day, bench, Run("run", "cli"), Options(), NOW)
+    attempt.open_log()
+    return FileLoad(attempt)
+
+
+def record_loaded(home: Path, table: BronzeTable) -> None:
+    """All files of the landing zone have been loaded, and are to be archived."""
+    settings = settings_for(home)
+    zone = LandingZone(settings.landing, settings.archive)
+    states = [
+        FileState(f.path, FileEvent.LOADED, f.size, f.modified, DAY, content_hash=zone.content_hash(f), rows=1)
+        for f in zone.files(Feed("raw/things"))
+    ]
+    Ledger(Lakehouse(settings.lake), table, lambda: NOW).record(states, FileEvent.LOADED)
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_which_table_has_its_files_encrypted(home: Path, protected: bool) -> None:
+    table, settings = things() if protected else open_things(), settings_for(home)
+    put(settings)
+    record_loaded(home, table)
+    attempted(home, table).archive()
+    names = [f"{DAY}/{name}.enc" if protected else f"{DAY}/{name}" for name in NAMES]
+    assert (landing(settings), archive(settings)) == ([], names)
+    assert (settings.home / "keys").exists() is protected
+    assert len(plain_files(Path(settings.archive))) == (0 if protected else len(NAMES))
+    assert set(states(settings).values()) == {"archived"}
+    ledger = Ledger(Lakehouse(settings.lake), table, lambda: NOW)
+    assert sorted(str(state.archived_as) for state in ledger.files.values()) == [f"raw/things/{name}" for name in names]
+    # All of it has been loaded, also what is only in the archive.
+    late = attempted(home, table)
+    late._bench.clock = lambda: NOW + dt.timedelta(days=1)
+    assert late._outstanding() == []
+    # Of a lost ledger, all of it is to be loaded.
+    shutil.rmtree(settings.lake)
+    late = attempted(home, table)
+    late._bench.clock = lambda: NOW + dt.timedelta(days=1)
+    assert [file.path for file in late._outstanding()] == [f"raw/things/{DAY}/{name}" for name in NAMES]
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_what_a_killed_load_of_a_protected_table_left_is_removed_first(home: Path, protected: bool) -> None:
+    table, settings = things() if protected else open_things(), settings_for(home)
+    staged, other = (settings.home / f"staging/{name}/killed/000001.json" for name in ("bz_things", "bz_others"))
+    part = Path(settings.archive) / "raw/things/.parts/abc"
+    for left in (staged, other, part):
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"x")
+    assert list(attempted(home, table).load(None)) == []
+    assert (staged.exists(), part.exists(), other.exists()) == (not protected, not protected, True)
+
+
+def test_without_the_key_nothing_is_archived_and_nothing_lost(home: Path) -> None:
+    table, settings = things(), settings_for(home)
+    put(settings)
+    record_loaded(home, table)
+    load = attempted(home, table)
+    load._bench.settings = dataclasses.replace(
+        settings, environment=Environment.PROD, master_key=f"file:{home / 'nowhere.json'}"
+    )
+    with pytest.raises(KeyMissing):
+        load.archive()
+    assert (len(landing(settings)), archive(settings)) == (len(NAMES), [])
+
+
 def test_files_of_a_protected_table_are_archived_encrypted_and_loaded_again_from_there(
     spark: SparkSession, settings: Settings
 ) -> None:
@@ -126,8 +203,6 @@ def test_a_second_version_of_a_file_is_archived_beside_the_first(spark: SparkSes
 def test_a_table_without_protected_columns_never_asks_for_the_key(
     spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bronze_assets_tests.file_tables import things as open_things
-
     def never(_: Workbench) -> KeyRing:
         raise AssertionError("the key was asked for")
 
