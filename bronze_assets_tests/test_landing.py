@@ -389,6 +389,13 @@ def test_a_table_that_is_encrypted_no_longer_meets_what_is(tmp_path: Path) -> No
     assert sorted(content(zone, file) for file in zone.archived(FEED, day)) == [b"one", b"two"]
 
 
+def test_a_file_that_is_gone_is_archived_without_a_trace(tmp_path: Path) -> None:
+    gone = LandedFile("raw/things/x.json", 1, HOUR_AGO, "raw/things/x.json")
+    place = keyed(tmp_path).archive(gone, "2026-06-15", digest(b"x"), ring=RING)
+    assert place == "raw/things/2026-06-15/x.json.enc"
+    assert not (tmp_path / "archive").exists()
+
+
 def test_a_name_without_room_for_its_ending_gets_its_hash(tmp_path: Path) -> None:
     zone, day = keyed(tmp_path), "2026-06-15"
     for name in ("x" * 246 + ".json", "x" * 247 + ".json", "x" * 250 + ".json", "é" * 123 + "x.json.gz"):
