@@ -113,6 +113,7 @@ def test_severities_are_those_of_the_design_and_only_the_contract_blocks() -> No
         "storage_growth": "WARN",
         "unreadable_files": "WARN",
         "schema_evolution": "WARN",
+        "moved_away": "ERROR",
         "backlog": "ERROR",
         "file_size": "WARN",
     }

@@ -875,18 +875,9 @@ def test_a_failed_file_is_tried_again_without_the_others(
             raise PermissionError(13, "Permission denied")
         return real(path, *args, **kwargs)
 
-    from fsspec.implementations.local import LocalFileSystem
-
-    opened = LocalFileSystem.open
-
-    def denied(fs: LocalFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
-        if str(path).endswith("b.json"):
-            raise PermissionError(13, "Permission denied")
-        return opened(fs, path, *args, **kwargs)
-
     # Root may read everything, so that the file's mode would not do.
     with monkeypatch.context() as patched:
-        patched.setattr(LocalFileSystem, "open", denied)
+        patched.setattr(Path, "open", closed)
         assert loaded(settings, table).files == 1
     assert states(settings) == {"a.json": "archived", "b.json": "failed"}
     (error,) = lake_reader.tuples(table_path(settings, "bz_file_ledger"), "error", where="event = 'failed'")
