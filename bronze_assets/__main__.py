@@ -1,4 +1,6 @@
-"""The command line: load, show, capture, accept-schema, access. Each calls what a Dagster job or reader would call."""
+"""The command line: load, show, capture, accept-schema, access, reveal, rotate-keys. Each calls what a Dagster job or
+reader would call.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
+from bronze_assets.privacy import reveal, rotation
+from bronze_assets.privacy.keys import key_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import RESCUED, BronzeTable
@@ -53,6 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     access_parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="write one file of each; printed by default"
     )
+    reveal_parser = commands.add_parser("reveal", help="print a person's values; each attempt is in the access log")
+    reveal_parser.add_argument("--table", required=True, choices=[t.name for t in TABLES if t.has_personal_data])
+    reveal_parser.add_argument("--key", required=True, help="of the row; several values separated by ', '")
+    # An attempt without one is refused where it is logged too.
+    reveal_parser.add_argument("--purpose", default="", help="why, for the access log; refused without")
+    reveal_parser.add_argument("--columns", nargs="+", default=[], help="only these; all declared ones by default")
+    reveal_parser.add_argument("--by", default=getpass.getuser(), help="who asks, for the access log (default: you)")
+    rotate_parser = commands.add_parser("rotate-keys", help="wrap all keys with a new version of the master key")
+    rotate_parser.add_argument(
+        "--retire", type=int, metavar="VERSION", help="instead, remove an old version that nothing needs"
+    )
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
@@ -63,9 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_capture(settings, status=options.status, drop=options.drop)
         if options.command == "access":
             return write_access(options.catalog, options.output)
+        if options.command == "rotate-keys":
+            return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
         if options.command == "accept-schema":
             return accept_schema(settings, table, options.columns, by=options.by, only_show=options.show)
+        if options.command == "reveal":
+            return reveal_values(
+                settings, table, options.key, purpose=options.purpose, by=options.by, columns=options.columns
+            )
         return show(settings, table, versions=options.versions, quarantine=options.quarantine, limit=options.limit)
 
     return run_command(command, interrupted="Interrupted. The next load finishes or takes back what was begun.")
@@ -112,7 +133,7 @@ def run_capture(settings: Settings, *, status: bool, drop: bool) -> int:
 
 def accept_schema(settings: Settings, table: BronzeTable, names: Sequence[str], *, by: str, only_show: bool) -> int:
     """Show the columns that wait to be accepted for a table, and accept them; returns the exit code."""
-    versions = SchemaVersions(Lakehouse(settings.lake), table, lambda: dt.datetime.now(dt.UTC))
+    versions = SchemaVersions(Lakehouse(settings.lake), table, _now)
     for line in versions.difference():
         say(line)
     if only_show:
@@ -136,6 +157,42 @@ def write_access(catalog: str, output: Path | None) -> int:
         raise SettingsError(f"{output} cannot be written ({error.strerror}).", "name another folder.") from None
     say(f"{output}: {', '.join(files)}.")
     return 0
+
+
+def reveal_values(
+    settings: Settings, table: BronzeTable, key_text: str, *, purpose: str, by: str, columns: Sequence[str]
+) -> int:
+    """Print the versions of a row with a person's values; returns the exit code."""
+    reveal.remove_old_answers(settings.home, _now())
+    rows = reveal.reveal(
+        Lakehouse(settings.lake),
+        lambda: key_ring(settings),
+        _now,
+        table,
+        key_text,
+        purpose=purpose,
+        who=by,
+        columns=columns,
+    )
+    for line in reveal.as_lines(rows):
+        say(line)
+    return 0
+
+
+def rotate_keys(settings: Settings, *, retire: int | None) -> int:
+    """Wrap all keys with a new version of the master key, or remove an old one; returns the exit code."""
+    lake = Lakehouse(settings.lake)
+    if retire is not None:
+        rotation.retire(settings, lake, TABLES, _now, retire)
+        say(f"Version {retire} of the master key is removed.")
+        return 0
+    for line in rotation.rotate(settings, lake, TABLES, _now).lines():
+        say(line)
+    return 0
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: bool, limit: int) -> int:

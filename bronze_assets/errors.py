@@ -98,5 +98,9 @@ class KeyRefused(BronzeError):
     """
 
 
+class PrivacyRefused(BronzeError):
+    """A person's values were asked for in a way in which they are not given; the attempt is in the access log."""
+
+
 class ConservationError(BronzeError):
     """Rows read and row outcomes do not add up; a defect, never the user's fault."""

@@ -11,15 +11,18 @@ history then tells. (Counted in loads and not in table versions: an OPTIMIZE bet
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
@@ -30,7 +33,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from bronze_assets.errors import LakeError, StaleBase
+from bronze_assets.errors import LakeError, StaleBase, TableBusy
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -40,10 +43,20 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
+_PRIVATE: dict[str, str | None] = {
+    "delta.deletedFileRetentionDuration": "interval 0 hours",
+    "delta.logRetentionDuration": "interval 30 days",
+    "delta.enableDeletionVectors": "false",
+    "delta.enableChangeDataFeed": "false",
+    "delta.dataSkippingNumIndexedCols": "0",
+}
 _OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 logger = logging.getLogger(__name__)
 
 TIDY_EVERY = 100
+HOLD_SECONDS = 600.0
+"""How long somebody waits to hold a schema's private tables."""
+Change = Literal["insert", "update", "delete"]
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -280,6 +293,125 @@ class Lakehouse:
         none = self.read(session, table.schema, table.name).where("false").drop(LOAD_DATE)
         self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
 
+    @contextlib.contextmanager
+    def held(self, schema: str, *, alone: bool = False) -> Iterator[None]:
+        """Hold a schema's private tables, with others or alone, against those on this machine who want the opposite.
+
+        With others it may be nested in one thread; alone it may not be held by who holds it already.
+
+        Raises:
+            TableBusy: it took `HOLD_SECONDS`.
+        """
+        folder, until = self.root / schema, time.monotonic() + HOLD_SECONDS
+        with self._lock_file(schema, "turn") as turn, self._lock_file(schema, "held") as held:
+            # Who waits to be alone keeps those out who come later, or loads that overlap would never let it in;
+            # but nobody who is in already: that one would wait for itself.
+            gate = [] if not alone and _thread.holds[folder] else [turn]
+            for lock in (*gate, held):
+                while not _locked(lock, alone=alone):
+                    if time.monotonic() > until:
+                        raise TableBusy(
+                            f"the keys of {schema} have been held by others for {HOLD_SECONDS / 60:.0f} minutes.",
+                            "try again when the loads, erasures and rotations of the schema that run now are over.",
+                        )
+                    time.sleep(0.02)
+            if not alone:
+                fcntl.flock(turn, fcntl.LOCK_UN)
+            _thread.holds[folder] += 1
+            try:
+                yield
+            finally:
+                _thread.holds[folder] -= 1
+
+    def _lock_file(self, schema: str, name: str) -> IO[str]:
+        folder = self.root / schema
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Hidden, so that whoever lists the folder finds tables alone.
+            return (folder / f".private.{name}").open("w")
+        except OSError as error:
+            raise LakeError(
+                f"the lake folder {folder} cannot be written ({error.strerror}).",
+                "give the process write access, or free disk space.",
+            ) from None
+
+    def change_private(
+        self,
+        schema: str,
+        name: str,
+        arrow_schema: pa.Schema,
+        decide: Callable[[int], pa.Table],
+        *,
+        on: str,
+        change: Change,
+    ) -> int:
+        """Insert the rows that are not there, or update or delete those that are, in a private table, in one commit.
+
+        Args:
+            decide: the rows, for a version of the table; asked again if another process changed it meanwhile.
+            on: the column that tells rows apart.
+
+        Returns:
+            How many rows were decided.
+
+        Raises:
+            StaleBase: other processes changed it again and again; nothing was written.
+        """
+        path = str(self.path(schema, name))
+        decided = 0
+
+        def commit() -> None:
+            nonlocal decided
+            self._ensure_private(path, arrow_schema)
+            table = DeltaTable(path)
+            rows = decide(table.version())
+            decided = rows.num_rows
+            if decided:
+                # A merge looks at all rows, so whatever is committed meanwhile conflicts with it. And it has no
+                # condition that names somebody: the log, which outlives the rows, keeps conditions.
+                merger = table.merge(rows, f"t.{on} = s.{on}", source_alias="s", target_alias="t")
+                match change:
+                    case "insert":
+                        merger.when_not_matched_insert_all().execute()
+                    case "update":
+                        merger.when_matched_update_all().execute()
+                    case "delete":
+                        merger.when_matched_delete().execute()
+
+        try:
+            _retry(commit, name)
+        except CommitFailedError:
+            raise StaleBase(
+                "other processes kept changing it; nothing was written.", "try again.", table=f"{schema}.{name}"
+            ) from None
+        return decided
+
+    def purge(self, schema: str, name: str) -> None:
+        """Remove every file of a private table that is not of its current version. For who holds them alone.
+
+        Raises:
+            LakeError: a file cannot be removed.
+        """
+        path = self.path(schema, name)
+        try:
+            current = set(pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))["path"].to_pylist())
+            for file in path.iterdir():
+                # Not by VACUUM: it leaves what a killed process had not finished writing (`…parquet#1`).
+                if file.is_file() and file.name not in current:
+                    file.unlink()
+        except (DeltaError, OSError) as error:
+            raise _unwritable(name, error) from error
+
+    def tidy_private(self, schema: str, name: str) -> None:
+        """Put a private table's small files together, if there are many and nobody holds it."""
+        path = str(self.path(schema, name))
+        if not self.exists(schema, name) or len(DeltaTable(path).file_uris()) < TIDY_EVERY:
+            return
+        with self._lock_file(schema, "held") as lock:
+            if _locked(lock, alone=True):
+                DeltaTable(path).optimize.compact()
+                self.purge(schema, name)
+
     def append_rows(self, schema: str, name: str, arrow_schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to a control table, which is made append-only when missing."""
         path = str(self.path(schema, name))
@@ -337,10 +469,7 @@ class Lakehouse:
                 table=writer,
             ) from None
         except (DeltaError, OSError) as error:
-            raise LakeError(
-                f"the control table {name} cannot be written ({type(error).__name__}).",
-                "check the lake folder's free space and permissions.",
-            ) from error
+            raise _unwritable(name, error) from error
         _tidy(path, compact=True)
         return table.version()
 
@@ -410,6 +539,12 @@ class Lakehouse:
             configuration: dict[str, str | None] = {"delta.appendOnly": "true"} if append_only else {}
             DeltaTable.create(path, arrow_schema, mode="ignore", configuration=configuration, partition_by=partition_by)
 
+    @staticmethod
+    def _ensure_private(path: str, arrow_schema: pa.Schema) -> None:
+        """Make a table of which nothing that was removed may stay behind: keys, and what leads to persons."""
+        if not DeltaTable.is_deltatable(path):
+            DeltaTable.create(path, arrow_schema, mode="ignore", configuration=_PRIVATE)
+
     def _create_statement(self, table: BronzeTable) -> str:
         columns = [
             f"`{c.name}` {c.type.simpleString()}{' not null' if c.key else ''} comment {spark_literal(c.description)}"
@@ -442,6 +577,31 @@ class Lakehouse:
             "load the partition again; loads of one table belong into one Dagster pool.",
             table=table.name,
         )
+
+
+class _Thread(threading.local):
+    """How often this thread holds the private tables of each schema, by folder."""
+
+    def __init__(self) -> None:
+        self.holds: Counter[Path] = Counter()
+
+
+_thread = _Thread()
+
+
+def _locked(lock: IO[str], *, alone: bool) -> bool:
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unwritable(name: str, error: Exception) -> LakeError:
+    return LakeError(
+        f"the control table {name} cannot be written ({type(error).__name__}).",
+        "check the lake folder's free space and permissions.",
+    )
 
 
 def sql_literal(text: object) -> str:
@@ -483,10 +643,7 @@ def _retry(commit: Any, name: str, attempts: int = 8) -> None:
                 raise
             time.sleep(0.05 * 2**attempt)
         except (DeltaError, OSError) as error:
-            raise LakeError(
-                f"the control table {name} cannot be written ({type(error).__name__}).",
-                "check the lake folder's free space and permissions.",
-            ) from error
+            raise _unwritable(name, error) from error
 
 
 def _version_marked(path: str, wanted: Callable[[str], bool], after: int) -> int | None:

@@ -24,6 +24,7 @@ _PARTS = frozenset(
         "spark",
         "engine",
         "bench",
+        "revealed",
         "ui.json",
     }
 )
