@@ -66,6 +66,7 @@ class Attempt:
         input_bytes: int,
         complete: Callable[[LoadRecord], LoadRecord | None] = lambda record: record,
         more_quarantine: DataFrame | None = None,
+        settle: Callable[[LoadRecord], None] | None = None,
     ) -> LoadRecord | None:
         """Commit the batch's rows, then its quarantine; both counted in one pass.
 
@@ -77,6 +78,7 @@ class Attempt:
             input_bytes: about how much is read.
             complete: completes the record before it is noted; None if the batch is to be done again.
             more_quarantine: quarantine rows that are no rows read.
+            settle: what is done with the quarantine instead of adding the batch's bad rows to it.
 
         Returns:
             The record; None if the batch is to be done again.
@@ -101,6 +103,10 @@ class Attempt:
                 return None
             record = self.measured(replace(completed, resumed=batch.attempt > 1, delta_version=version))
             self.stage(batch, "main", record, record.loaded + record.deleted)
+            if settle is not None:
+                settle(record)
+                self.stage(batch, "quarantine", record, record.quarantined)
+                return record
             bad = None
             if record.quarantined:
                 bad = frames.quarantine(judged, counts, batch_id, position, started)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.quality import KEY_UNIQUE, rules
-from bronze_assets.sources.scope import FileScope
+from bronze_assets.sources.scope import DISMISSAL, REPLAY, FileScope
 from bronze_assets.table import BronzeTable, Impact
 
 MAX_NULL_SHARE = 0.05
@@ -501,6 +501,8 @@ def safe_message(error: BaseException) -> str:
 def _operation(scope: str) -> str:
     if scope == "full":
         return "snapshot load"
+    if scope.startswith((f"{REPLAY}, ", f"{DISMISSAL}, ")):
+        return scope
     return f"file load, {scope}" if re.match(r"[\d,]+ files?\b", scope) else f"snapshot load, {scope}"
 
 

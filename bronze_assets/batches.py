@@ -24,7 +24,7 @@ from bronze_assets import epochs
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import TableBusy
 from bronze_assets.lakehouse import Lakehouse, sql_literal
-from bronze_assets.sources.scope import FILE_SCOPES, FileScope, Scope
+from bronze_assets.sources.scope import FILE_SCOPES, REPLAY, FileScope, ReplayScope, Scope
 from bronze_assets.table import BronzeTable
 
 BATCHES = "bz_batches"
@@ -96,6 +96,11 @@ class Batch:
     def of_files(self) -> bool:
         """Whether its source state is a list of files."""
         return self.scope_kind in FILE_SCOPES
+
+    @property
+    def of_quarantine(self) -> bool:
+        """Whether its source state is a selection of quarantined rows."""
+        return self.scope_kind == REPLAY
 
     @property
     def finished(self) -> bool:
@@ -187,7 +192,9 @@ class BatchLog:
             full.append(min(str(b.position) for b in ranges))
         return max(full, default=None)
 
-    def begin(self, batch_id: str, partition: str, run_id: str, scope: Scope | FileScope, source_epoch: str) -> Batch:
+    def begin(
+        self, batch_id: str, partition: str, run_id: str, scope: Scope | FileScope | ReplayScope, source_epoch: str
+    ) -> Batch:
         """Record that an attempt at a batch begins, before its first write."""
         before = self._by_id.get(batch_id)
         self._append(
@@ -198,8 +205,8 @@ class BatchLog:
             run_id=run_id,
             scope_kind=scope.kind,
             scope=str(scope),
-            scope_high=None if isinstance(scope, FileScope) or scope.high is None else str(scope.high),
-            epoch=(self.epoch_of_changes if isinstance(scope, FileScope) else self.epoch)(source_epoch),
+            scope_high=str(scope.high) if isinstance(scope, Scope) and scope.high is not None else None,
+            epoch=(self.epoch if isinstance(scope, Scope) else self.epoch_of_changes)(source_epoch),
             source_epoch=source_epoch,
         )
         return self._by_id[batch_id]

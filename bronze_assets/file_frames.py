@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 from bronze_assets import quality
 from bronze_assets.audit import LoadRecord
 from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ, Frames
-from bronze_assets.lakehouse import QUARANTINE
+from bronze_assets.lakehouse import OPEN, QUARANTINE
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.schema_versions import USABLE_NAME
 from bronze_assets.sources.files import (
@@ -32,6 +32,8 @@ from bronze_assets.sources.inspection import Inspected
 from bronze_assets.table import RESCUED, BronzeTable
 
 _PERCENTILES = (0.5, 0.05, 0.0)
+# From `operation` on, the columns of the quarantine.
+_OPEN_FILE = (None, None, OPEN, 0, None, None, None, None)
 
 
 class FileFrames(Frames):
@@ -138,6 +140,7 @@ class FileFrames(Frames):
                 batch_id,
                 1,
                 0,
+                *_OPEN_FILE,
             )
             for file in files
         ]
@@ -280,6 +283,12 @@ class FileFrames(Frames):
 
     def _position(self, _batch_position: str) -> SparkColumn:
         return F.col(POSITION)
+
+    def _told_of_file_row(self, columns: Sequence[str]) -> list[SparkColumn]:
+        rescued = F.col(RESCUED) if RESCUED in columns else F.lit(None).cast("string")
+        if self._protection is not None:
+            rescued = self._protection.sealed(RESCUED, rescued)
+        return [F.col(OPERATION), rescued]
 
     def _added(self) -> list[SparkColumn]:
         return [] if self._feed.captured else [F.col(RESCUED)]

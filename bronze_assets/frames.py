@@ -19,7 +19,7 @@ from pyspark.sql import types as T
 
 from bronze_assets import quality
 from bronze_assets.audit import LoadRecord, RuleCount
-from bronze_assets.lakehouse import QUARANTINE
+from bronze_assets.lakehouse import OPEN, QUARANTINE
 from bronze_assets.table import METADATA_COLUMNS, BronzeTable
 
 ACTIVE = "ACTIVE"
@@ -35,7 +35,8 @@ OUTCOME = "__outcome"
 READ = "__read"
 _CAPTURED = "__captured"
 _BAD_ROW = T.StructType([QUARANTINE[name] for name in ("row_key", "row_hash", "raw_row", "reasons")])
-_BAD_FILE_ROW = T.StructType([*_BAD_ROW.fields, QUARANTINE["file_name"], QUARANTINE["source_position"]])
+_ORIGIN = ("file_name", "source_position", "operation", "rescued_data")
+_BAD_FILE_ROW = T.StructType([*_BAD_ROW.fields, *(QUARANTINE[name] for name in _ORIGIN)])
 
 
 class Frames(abc.ABC):
@@ -96,6 +97,10 @@ class Frames(abc.ABC):
 
     def _position(self, batch_position: str) -> SparkColumn:
         return F.lit(batch_position)
+
+    def _told_of_file_row(self, _columns: Sequence[str]) -> list[SparkColumn]:
+        """What the quarantine holds of a row of a file: `operation` and `rescued_data`."""
+        return []
 
     def _more_counts(self) -> list[SparkColumn]:
         return []
@@ -182,7 +187,9 @@ class Frames(abc.ABC):
         else:
             texts = judged.where(F.col(quality.QUARANTINED))
             parsed = self._bad_row(judged, position)
-        identity = ["row_key", "row_hash", "rule_set"] + ([] if self._file_name() is None else ["file_name"])
+        # The same values at two positions are two versions: a replay brings both back.
+        place = [] if self._file_name() is None else ["file_name", "source_position"]
+        identity = ["row_key", "row_hash", "rule_set", *place]
         rule_set = F.lit(quality.fingerprint(self._table)).alias("rule_set")
         bad = texts.select(parsed.alias("row")).select("row.*", rule_set)
         constants = {
@@ -192,27 +199,31 @@ class Frames(abc.ABC):
             "last_seen": F.lit(now),
             "last_batch_id": F.lit(batch_id),
             "sightings": F.lit(1).cast("long"),
+            "state": F.lit(OPEN),
+            "attempts": F.lit(0).cast("long"),
         }
         grouped = bad.groupBy(*identity).agg(
             F.any_value("raw_row").alias("raw_row"),
             F.any_value("reasons").alias("reasons"),
             F.count(F.lit(1)).alias("rows_in_batch"),
-            *(F.min(name).alias(name) for name in ("source_position",) if name in bad.columns),
+            *(F.any_value(name).alias(name) for name in _ORIGIN[len(place) :] if place),
         )
         if self._file_name() is None:
-            constants |= {"file_name": F.lit(None).cast("string"), "source_position": F.lit(position)}
+            constants |= {"source_position": F.lit(position)}
+        there = {*grouped.columns, *constants}
+        constants |= {f.name: F.lit(None).cast(f.dataType) for f in QUARANTINE.fields if f.name not in there}
         return grouped.withColumns(constants).select(*QUARANTINE.names)
 
     def _bad_row(self, judged: DataFrame, position: str = "") -> SparkColumn:
         columns = judged.columns
         file_name = self._file_name()
-        origin = [] if file_name is None else [file_name, self._position(position)]
+        origin = [] if file_name is None else [file_name, self._position(position), *self._told_of_file_row(columns)]
         return F.struct(
             quality.key_text(self._table).alias("row_key"),
             quality.row_hash(judged, self._table, self.extra).alias("row_hash"),
             quality.raw_row(self._table, columns, self.extra).alias("raw_row"),
             quality.reasons(self._table, columns).alias("reasons"),
-            *(value.alias(name) for name, value in zip(("file_name", "source_position"), origin, strict=False)),
+            *(value.alias(name) for name, value in zip(_ORIGIN, origin, strict=False)),
         )
 
     def record(

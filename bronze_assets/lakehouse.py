@@ -75,14 +75,30 @@ QUARANTINE = T.StructType(
         T.StructField("last_batch_id", T.StringType()),
         T.StructField("sightings", T.LongType()),
         T.StructField("rows_in_batch", T.LongType()),
+        T.StructField("operation", T.StringType()),
+        T.StructField("rescued_data", T.StringType()),
+        T.StructField("state", T.StringType()),
+        T.StructField("attempts", T.LongType()),
+        T.StructField("replay_batch_id", T.StringType()),
+        T.StructField("dismissed_by", T.StringType()),
+        T.StructField("dismissed_at", T.TimestampType()),
+        T.StructField("dismissed_because", T.StringType()),
     ]
 )
-"""Columns of a quarantine table: the row as the source gave it (protected values left out), why, and when it was seen.
+"""Columns of a quarantine table: the row as the source gave it (protected values sealed), why, and when it was seen.
 
 A row that is still bad at the next load is the same quarantine row, seen again, but not one of another file, which may
 be corrected alone; `sightings` counts the batches,
-`rows_in_batch` the identical rows in the last of them.
+`rows_in_batch` the identical rows in the last of them. `operation` is that of a captured change, `rescued_data` what a
+row of a file had under other names. `state` is `open` (NULL in rows of before there was one), `replayed`, `dismissed`
+or `erased`; `attempts` counts the replays that tried the row, and `replay_batch_id` is the last of them.
 """
+OPEN = "open"
+REPLAYED = "replayed"
+DISMISSED = "dismissed"
+FOLDED = "folded"
+"""No state: of two open rows that have become the same one, the one that goes."""
+QUARANTINE_IDENTITY = ("row_key", "row_hash", "rule_set", "file_name", "source_position")
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,12 @@ class Lakehouse:
                 description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
                 configuration={**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
             )
+            return
+        there = {field.name for field in DeltaTable(str(self.path(table.schema, table.quarantine_name))).schema().fields}
+        missing = [field for field in QUARANTINE.fields if field.name not in there]
+        if missing:
+            columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in missing)
+            session.sql(f"alter table {self.identifier(table.schema, table.quarantine_name)} add columns ({columns})")
 
     def read(self, session: SparkSession, schema: str, name: str, *, version: int | None = None) -> DataFrame:
         """A table, at a version if one is given."""
@@ -223,10 +245,11 @@ class Lakehouse:
         return version
 
     def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> None:
-        """Commit a batch's quarantined rows; a row that is there already is seen again.
+        """Commit a batch's quarantined rows; a row that is there already is seen again, and open again if it had been
+        replayed. One that was dismissed stays so.
 
         Args:
-            rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set, file_name).
+            rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set, file_name), and of a file, position.
         """
         name = self.identifier(table.schema, table.quarantine_name)
         session = rows.sparkSession
@@ -240,7 +263,11 @@ class Lakehouse:
                 session.sql(
                     f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
                     " and q.row_hash = n.row_hash and q.rule_set = n.rule_set and q.file_name <=> n.file_name"
+                    " and (n.file_name is null or q.source_position <=> n.source_position)"
                     " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
+                    # Another value may have been there in between: the row is to go where it was seen last.
+                    " q.source_position = n.source_position,"
+                    f" q.state = if(q.state = '{REPLAYED}', '{OPEN}', q.state),"
                     # A batch is one sighting, however often it is done again.
                     " q.sightings = q.sightings + if(q.last_batch_id = n.last_batch_id, 0, 1),"
                     " q.rows_in_batch = n.rows_in_batch"
@@ -252,9 +279,54 @@ class Lakehouse:
 
     def quarantined(self, table: BronzeTable, batch_id: str) -> int:
         """How many source rows of a batch the quarantine holds."""
-        seen = f"last_batch_id = {sql_literal(batch_id)}"
-        found = self.rows(table.schema, table.quarantine_name, ["sum(rows_in_batch) as held"], seen)
-        return int(found[0]["held"] or 0) if found else 0
+        # A row that was replayed under other rules may have become the same as another one.
+        each = (
+            f"select max(rows_in_batch) as n from t where last_batch_id = {sql_literal(batch_id)}"
+            f" group by {', '.join(QUARANTINE_IDENTITY)}"
+        )
+        found = self.query(table.schema, table.quarantine_name, f"select sum(n) as held from ({each})")
+        return 0 if found is None else int(found["held"][0].as_py() or 0)
+
+    def settle_quarantined(self, fates: DataFrame, table: BronzeTable, mark: str) -> int:
+        """Say of open quarantined rows what has become of them, in one commit.
+
+        Args:
+            fates: `QUARANTINE_IDENTITY`, one row each; `fate`, a state or `FOLDED`; `tried`, how many replays come to
+                its attempts; and what else changes unless it is NULL: `reasons`, `new_rule_set`, `replay_batch_id`,
+                `dismissed_by`, `dismissed_at`, `dismissed_because`.
+            mark: the first word of the commit's `userMetadata`.
+
+        Returns:
+            How many rows that was.
+        """
+        session, place = fates.sparkSession, (table.schema, table.quarantine_name)
+        own = f"{mark} {uuid.uuid4().hex}"
+        kept = ("reasons", "replay_batch_id", "dismissed_by", "dismissed_at", "dismissed_because")
+        blank = ("row_key", "row_hash", "raw_row", "reasons", "rescued_data")
+        tried = "q.attempts = coalesce(q.attempts, 0) + n.tried"
+        fates.createOrReplaceTempView(_INCOMING)
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
+        try:
+            session.sql(
+                f"merge into {self.identifier(*place)} as q using {_INCOMING} as n on q.row_hash = n.row_hash"
+                + "".join(f" and q.{name} <=> n.{name}" for name in QUARANTINE_IDENTITY if name != "row_hash")
+                + f" and coalesce(q.state, '{OPEN}') = '{OPEN}'"
+                f" when matched and n.fate = '{FOLDED}' then delete"
+                # Nothing of a person may stay.
+                f" when matched and n.fate = 'erased' then update set q.state = n.fate, {tried},"
+                f" q.replay_batch_id = n.replay_batch_id, {', '.join(f'q.{name} = null' for name in blank)}"
+                f" when matched then update set q.state = n.fate, {tried},"
+                " q.rule_set = coalesce(n.new_rule_set, q.rule_set), "
+                + ", ".join(f"q.{name} = coalesce(n.{name}, q.{name})" for name in kept)
+            )
+        finally:
+            session.catalog.dropTempView(_INCOMING)
+            session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+        for commit in DeltaTable(str(self.path(*place))).history(5):
+            if commit.get("userMetadata") == own:
+                metrics = commit["operationMetrics"]
+                return int(metrics["numTargetRowsUpdated"]) + int(metrics["numTargetRowsDeleted"])
+        return 0
 
     def empty_quarantine(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
         """Take back what a batch put into the quarantine, before it is done again."""

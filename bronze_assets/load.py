@@ -22,6 +22,7 @@ from bronze_assets.batches import Batch, lease
 from bronze_assets.errors import BronzeError, LoadRefused
 from bronze_assets.file_load import FileLoad
 from bronze_assets.frames import ACTIVE
+from bronze_assets.replay_load import resume_replay
 from bronze_assets.settings import CaptureMode
 from bronze_assets.snapshot_load import SnapshotLoad
 from bronze_assets.table import BronzeTable
@@ -84,7 +85,7 @@ def _load(attempt: Attempt) -> LoadRecord:
     for part in parts:
         # Refused at once, before a connection or a JVM is started for it.
         part.check_partition()
-    again = _settle(attempt)
+    again = settle(attempt)
     records = [record for part in parts for record in part.load(again)]
     if not records:
         nothing = LoadRecord(
@@ -122,8 +123,15 @@ def _parts(attempt: Attempt) -> list[SnapshotLoad | FileLoad]:
     return parts
 
 
-def _settle(attempt: Attempt) -> Batch | None:
-    """Finish or give up what earlier loads left; returns the snapshot batch of this partition to be done again."""
+def settle(attempt: Attempt, *, redo: bool = True) -> Batch | None:
+    """Finish or give up what earlier loads left.
+
+    Args:
+        redo: whether the caller does the snapshot batch of its partition again; else that is taken back too.
+
+    Returns:
+        That batch.
+    """
     again = None
     table, lake = attempt.table, attempt.bench.lake
     for batch in attempt.log.unfinished():
@@ -140,6 +148,9 @@ def _settle(attempt: Attempt) -> Batch | None:
                 run_id=batch.run_id,
                 trigger="killed",
             )
+        if batch.of_quarantine:
+            resume_replay(attempt, batch)
+            continue
         if batch.of_files:
             FileLoad(attempt).resume(batch)
             continue
@@ -150,7 +161,7 @@ def _settle(attempt: Attempt) -> Batch | None:
             continue
         if held:
             lake.empty_quarantine(attempt.bench.session, table, batch.id)
-        if batch.partition == attempt.partition and again is None:
+        if redo and batch.partition == attempt.partition and again is None:
             logger.info("%s: batch %s: interrupted, doing it again", table.name, batch.id)
             again = batch
         else:

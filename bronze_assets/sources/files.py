@@ -14,7 +14,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,7 +40,8 @@ OPERATION = "__operation"
 UNKNOWN = "__unknown"
 CARRIED = "__carried"
 UNAVAILABLE = "__debezium_unavailable_value"
-_VALUES = "__values"
+VALUES = "__values"
+"""Texts by column of a row, before they are parsed."""
 _KEYS = "__keys"
 _UTF8 = "__utf8"
 _USUAL = "__usual"
@@ -246,14 +247,14 @@ def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], ca
         lines = lines.withColumn(LINE, F.coalesce(F.when(F.col("__whole"), F.expr("to_json(__item)")), F.col(LINE)))
         parsed, whole = F.col("__item"), F.col("__whole")
     values = lines.withColumn("__parsed", parsed).withColumn(
-        _VALUES, F.expr("try_cast(__parsed as map<string, string>)")
+        VALUES, F.expr("try_cast(__parsed as map<string, string>)")
     )
     # Nearly every row is a flat object with the usual names: it is told at a glance, and the rest is left out.
     flat = F.instr(LINE, "}") == F.char_length(LINE)
-    usual = F.map_keys(_VALUES).isin([F.array(*map(F.lit, sorted(names))) for names in usual_names])
+    usual = F.map_keys(VALUES).isin([F.array(*map(F.lit, sorted(names))) for names in usual_names])
     suspect = F.col(LINE).rlike(r"[0-9][eE][0-9+-]|[0-9.]{39}")
     values = values.withColumn(_USUAL, F.coalesce(F.col(_UTF8) & flat & usual & ~suspect, F.lit(False)))
-    values = values.withColumn(_KEYS, F.when(~F.col(_USUAL), F.transform(F.map_keys(_VALUES), F.lower)))
+    values = values.withColumn(_KEYS, F.when(~F.col(_USUAL), F.transform(F.map_keys(VALUES), F.lower)))
     # Beyond that a variant holds a double: the last digits would be made up, or all of them.
     exponent = F.col(LINE).rlike(r"[0-9][0-9.]{14,}[eE]|[0-9.]{39,}|[eE][+-]?[0-9]{3,}")
     bent = exponent & F.expr("schema_of_variant(__parsed)").contains("DOUBLE")
@@ -261,19 +262,31 @@ def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], ca
         F.when(F.col(_USUAL), None)
         .when(~F.col(_UTF8), "UTF-8 text")
         .when(F.col("__parsed").isNotNull() & ~whole, "nothing after the JSON object")
-        .when(F.col(_VALUES).isNull(), _expected_of_no_object())
+        .when(F.col(VALUES).isNull(), _expected_of_no_object())
         .when(F.size(_KEYS) != F.size(F.array_distinct(_KEYS)), "each name once, whatever its case")
         .when(bent, "numbers of at most 38 digits, or 15 with an exponent")
     )
     values = values.withColumn(EXPECTED, expected)
-    lower = F.map_from_arrays(_KEYS, F.map_values(_VALUES))
+    lower = F.map_from_arrays(_KEYS, F.map_values(VALUES))
     return values.select(
-        F.when(F.col(_USUAL), F.col(_VALUES)).when(F.col(EXPECTED).isNull(), lower).alias(_VALUES),
+        F.when(F.col(_USUAL), F.col(VALUES)).when(F.col(EXPECTED).isNull(), lower).alias(VALUES),
         F.when(F.col(EXPECTED).isNotNull(), F.col(LINE)).alias(LINE),
         EXPECTED,
         _USUAL,
         *carried,
     )
+
+
+def lines_again(lines: DataFrame, feed: Feed, known: Sequence[str], carried: Sequence[str]) -> DataFrame:
+    """Lines of JSON that were no rows, tried again: `VALUES`, or the line and what was `EXPECTED` of it, and `RESCUED`.
+
+    Args:
+        lines: `value`, the line, beside the columns `carried`.
+        known: names that are columns of the table.
+    """
+    rows = _json(lines, replace(feed, multiline=False), [known], carried)
+    strange = F.map_filter(F.col(VALUES), lambda key, _: ~key.isin(list(known)))
+    return rows.withColumn(RESCUED, F.when(F.size(strange) > 0, F.to_json(strange))).drop(_USUAL)
 
 
 def _whole(text: str) -> SparkColumn:
@@ -316,7 +329,7 @@ def _csv(session: SparkSession, paths: Sequence[str], columns: Sequence[str], mu
     )
     ragged = F.col(LINE).isNotNull()
     return frame.select(
-        F.when(~ragged, F.create_map(*pairs)).alias(_VALUES),
+        F.when(~ragged, F.create_map(*pairs)).alias(VALUES),
         F.col(LINE),
         F.when(ragged, f"the {len(columns)} values of the header").alias(EXPECTED),
         F.lit(False).alias(_USUAL),
@@ -343,7 +356,7 @@ def _parquet(session: SparkSession, paths: Sequence[str]) -> DataFrame:
             valid = valid & F.coalesce(F.is_valid_utf8(text), F.lit(True))
     values = F.create_map(*pairs)
     return frame.select(
-        F.when(valid, values).alias(_VALUES),
+        F.when(valid, values).alias(VALUES),
         F.when(~valid, F.make_valid_utf8(F.to_json(values))).alias(LINE),
         F.when(~valid, "UTF-8 text").alias(EXPECTED),
         F.lit(False).alias(_USUAL),
@@ -392,18 +405,18 @@ def _typed(
     types = {c.name: c.type for c in table.columns} | dict(extra)
     selected: list[SparkColumn] = []
     for name, kind in types.items():
-        text = F.col(_VALUES)[name]
-        value = _parsed(text, kind, feed)
+        text = F.col(VALUES)[name]
+        value = parsed(text, kind, feed)
         selected.append(value.alias(name))
         if not isinstance(kind, T.StringType):
             selected.append(F.when(text.isNotNull() & value.isNull(), text).alias(raw_column(name)))
     mine = [*known, *(_CAPTURE_FIELDS if feed.captured else ())]
-    strange = F.when(~F.col(_USUAL), F.map_filter(F.col(_VALUES), lambda key, _: ~key.isin(mine)))
+    strange = F.when(~F.col(_USUAL), F.map_filter(F.col(VALUES), lambda key, _: ~key.isin(mine)))
     strangers = F.array_sort(F.map_keys(strange))
     selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
 
     def said(name: str) -> SparkColumn:
-        return F.col(_VALUES)[name]
+        return F.col(VALUES)[name]
 
     if feed.captured:
         epoch = F.lit(max(epochs.values(), default=1))
@@ -429,15 +442,15 @@ def _typed(
         arrived = F.coalesce(F.timestamp_millis(said("__source_ts_ms").try_cast("long")), F.col(ARRIVED))
         carried = _left_out(said("__unchanged"), table)
         previous = F.from_json(said("__previous_key"), "map<string, string>")
-        selected += [_parsed(previous[c.name], c.type, feed).alias(previous_key(c.name)) for c in table.key]
+        selected += [parsed(previous[c.name], c.type, feed).alias(previous_key(c.name)) for c in table.key]
     else:
         moment = F.col(ARRIVED)
         if feed.event_time is not None:
-            event_time = _parsed(F.col(_VALUES)[feed.event_time], types[feed.event_time], feed)
+            event_time = parsed(F.col(VALUES)[feed.event_time], types[feed.event_time], feed)
             moment = F.coalesce(event_time.cast("timestamp"), moment)
         # Of two rows of one moment the later file's comes later, whether one batch has both or two have one each.
         moments = [moment] if feed.event_time is None else [moment, F.col(ARRIVED)]
-        position = F.concat_ws("/", *map(_micros, moments), F.col(FILE))
+        position = F.concat_ws("/", *map(micros, moments), F.col(FILE))
         operation = F.lit(None).cast("string")
         arrived = F.col(ARRIVED)
         carried = F.lit(None).cast("array<string>")
@@ -454,7 +467,8 @@ def _typed(
     return frame.select(*selected)
 
 
-def _micros(moment: SparkColumn) -> SparkColumn:
+def micros(moment: SparkColumn) -> SparkColumn:
+    """A moment as it stands in a position: 20 digits of microseconds."""
     return F.lpad(F.greatest(F.unix_micros(moment), F.lit(0)).cast("string"), 20, "0")
 
 
@@ -466,7 +480,7 @@ def previous_key(name: str) -> str:
 def _left_out(named: SparkColumn, table: BronzeTable) -> SparkColumn:
     """Names of the columns that a change leaves as they were: our capture names them, Debezium puts a text there."""
     placed = [
-        F.when(F.col(_VALUES)[c.name] == UNAVAILABLE, c.name)
+        F.when(F.col(VALUES)[c.name] == UNAVAILABLE, c.name)
         for c in table.columns
         if not c.key and isinstance(c.type, T.StringType)
     ]
@@ -479,17 +493,17 @@ def _left_out(named: SparkColumn, table: BronzeTable) -> SparkColumn:
 
 def _refused(frame: DataFrame, expected: SparkColumn) -> DataFrame:
     """The same rows, in which one of which something else was expected is no row but a line."""
-    wrong = F.col(_VALUES).isNotNull() & expected.isNotNull()
+    wrong = F.col(VALUES).isNotNull() & expected.isNotNull()
     return frame.withColumns(
         {
-            LINE: F.when(wrong, F.to_json(_VALUES)).otherwise(F.col(LINE)),
+            LINE: F.when(wrong, F.to_json(VALUES)).otherwise(F.col(LINE)),
             EXPECTED: F.when(wrong, expected).otherwise(F.col(EXPECTED)),
-            _VALUES: F.when(~wrong, F.col(_VALUES)),
+            VALUES: F.when(~wrong, F.col(VALUES)),
         }
     )
 
 
-def _parsed(text: SparkColumn, kind: T.DataType, feed: Feed) -> SparkColumn:
+def parsed(text: SparkColumn, kind: T.DataType, feed: Feed) -> SparkColumn:
     """The value of a text, or NULL where it is none of that type: nothing is rounded, cut or guessed."""
     match kind:
         case T.StringType():

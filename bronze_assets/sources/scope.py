@@ -87,9 +87,26 @@ class FileScope:
         return f"{files} again" if self.again else files
 
 
+@dataclass(frozen=True)
+class ReplayScope:
+    """What a replay reads: quarantined rows that were chosen so, in words that name no key."""
+
+    chosen: str
+
+    @property
+    def kind(self) -> str:
+        """`replay`."""
+        return REPLAY
+
+    def __str__(self) -> str:
+        return f"{REPLAY}, {self.chosen}"
+
+
 def bound_literal(value: int | dt.date) -> str:
     """A bound as PostgreSQL writes it."""
     return f"date '{value.isoformat()}'" if isinstance(value, dt.date) else str(int(value))
 
 
+REPLAY = "replay"
+DISMISSAL = "dismissal"
 FILE_SCOPES = (FileScope(0).kind, FileScope(0, again=True).kind)
