@@ -7,6 +7,7 @@ interrupted at any of these steps (design: semantics.md, batches).
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from bronze_assets import audit, engine
+from bronze_assets import audit, engine, quality
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import ConservationError
 from bronze_assets.frames import Frames
+from bronze_assets.privacy.protection import Protection
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Options, Run, Workbench
 
@@ -41,6 +43,19 @@ class Attempt:
     started: dt.datetime
     log: BatchLog = field(init=False)
     batch: Batch | None = None
+
+    @functools.cached_property
+    def protection(self) -> Protection | None:
+        """The protection of the table's personal data; None if it has none that is protected.
+
+        Raises:
+            KeyMissing, KeyRefused: it cannot be protected; nothing was written.
+        """
+        if not quality.protected(self.table):
+            return None
+        bench = self.bench
+        writes = not self.options.dry_run
+        return Protection(bench.session, bench.lake, bench.ring, self.table, bench.clock, writes=writes)
 
     def open_log(self) -> None:
         """Read the batch log; only under the lease, or it may change behind this attempt."""

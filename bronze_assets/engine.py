@@ -391,6 +391,8 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.local.dir": str(scratch),
+        # Shuffles hold rows before they are protected, and lie there until the session ends.
+        "spark.io.encryption.enabled": "true",
         "spark.sql.warehouse.dir": str(settings.home / "spark" / "warehouse"),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",

@@ -16,6 +16,7 @@ from bronze_assets import quality
 from bronze_assets.audit import LoadRecord
 from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ, Frames
 from bronze_assets.lakehouse import OPEN, QUARANTINE
+from bronze_assets.privacy.protection import Protection
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.schema_versions import USABLE_NAME
 from bronze_assets.sources.files import (
@@ -61,6 +62,7 @@ class FileFrames(Frames):
         versions: DataFrame | None,
         held_back: DataFrame | None,
         redelivered: bool,
+        protection: Protection | None,
     ) -> None:
         names = [file.file.path for file in files.files]
         super().__init__(
@@ -70,6 +72,7 @@ class FileFrames(Frames):
             now=now,
             today=today,
             extra=() if table.has_personal_data else list(extra),
+            protection=protection,
         )
         self.files = files
         self._types = {name: extra[name] for name in self.extra}
@@ -110,13 +113,13 @@ class FileFrames(Frames):
             duplicate = duplicate | F.col("__there").isNotNull()
         # A deletion that is there twice counts as a row, or it would be lost from the counts.
         judged = judged.withColumn(READ, F.when(F.col(READ).isNotNull() | duplicate, True))
-        found = judged.withColumn(
-            OUTCOME,
+        outcome = (
             F.when(F.col(quality.QUARANTINED), OUTCOMES["quarantined"])
             .when(duplicate, OUTCOMES["duplicates"])
             .when(F.col(READ).isNull(), OUTCOMES["deleted"])
-            .otherwise(OUTCOMES["loaded"]),
+            .otherwise(OUTCOMES["loaded"])
         )
+        found = judged.withColumn(OUTCOME, self._outcome(outcome))
         if any(file.truncates for file in self.files.files):
             return self._with_truncated(found)
         return found
@@ -181,7 +184,8 @@ class FileFrames(Frames):
         names = [c.name for c in self._table.columns if not c.key] + list(self.extra)
         mine = frame.withColumns({"__stored": F.lit(False), "__lost": F.lit(False)})
         if self._versions is not None:
-            stored = self._versions.where(F.col("record_status") == ACTIVE).select(
+            active = self._versions.where(F.col("record_status") == ACTIVE)
+            stored = (active if self._protection is None else self._protection.opened(active)).select(
                 *self._keys, *names, F.col("source_position").alias(POSITION), F.lit(True).alias("__stored")
             )
             mine = mine.unionByName(stored, allowMissingColumns=True)

@@ -532,6 +532,7 @@ class FileLoad:
             versions=versions,
             held_back=self._held_back(batch_id) if any(one.unchanged for one in files) else None,
             redelivered=self._feed.captured and self._bench.settings.capture is CaptureMode.EXTERNAL,
+            protection=self._attempt.protection,
         )
 
     def _held_back(self, batch_id: str) -> DataFrame | None:

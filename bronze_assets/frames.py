@@ -20,6 +20,7 @@ from pyspark.sql import types as T
 from bronze_assets import quality
 from bronze_assets.audit import LoadRecord, RuleCount
 from bronze_assets.lakehouse import OPEN, QUARANTINE
+from bronze_assets.privacy.protection import ERASED, Protection
 from bronze_assets.table import METADATA_COLUMNS, BronzeTable
 
 ACTIVE = "ACTIVE"
@@ -30,7 +31,7 @@ CAPTURED_BYTES = 4000
 """Quarantined rows that the counting pass brings along, and how long each may be as text: together at most 4 MB on the
 driver. Where more or longer ones are bad, the source is read once more for them."""
 # Numbers, since every row's is compared several times.
-OUTCOMES = {"loaded": 0, "quarantined": 1, "duplicates": 2, "unchanged": 3, "deleted": 4}
+OUTCOMES = {"loaded": 0, "quarantined": 1, "duplicates": 2, "unchanged": 3, "deleted": 4, "erased": 5}
 OUTCOME = "__outcome"
 READ = "__read"
 _CAPTURED = "__captured"
@@ -48,6 +49,7 @@ class Frames(abc.ABC):
         now: the moment of the source state.
         today: the business date then.
         extra: columns of the frame that the table does not declare, and that are loaded.
+        protection: of a table with protected columns; None for any other.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Frames(abc.ABC):
         now: dt.datetime,
         today: dt.date,
         extra: Sequence[str],
+        protection: Protection | None,
     ) -> None:
         self._session = session
         self._table = table
@@ -67,6 +70,7 @@ class Frames(abc.ABC):
         self._today = today
         self._keys = [c.name for c in table.key]
         self.extra = tuple(extra)
+        self._protection = protection
 
     @abc.abstractmethod
     def judged(self) -> DataFrame:
@@ -106,14 +110,26 @@ class Frames(abc.ABC):
         return []
 
     def _judge(self, frame: DataFrame) -> DataFrame:
-        return quality.judge(frame, self._table, extra=self.extra, today=self._today, now=self._now)
+        if self._protection is not None:
+            frame = self._protection.ready(frame)
+        return quality.judge(
+            frame, self._table, extra=self.extra, today=self._today, now=self._now, sealed=self._protection
+        )
+
+    def _outcome(self, otherwise: SparkColumn) -> SparkColumn:
+        """The outcome of a row, where its subject has not been forgotten."""
+        if self._protection is None:
+            return otherwise
+        erased = F.coalesce(F.col(ERASED), F.lit(False)) & F.col(READ).isNotNull()
+        return F.when(erased, OUTCOMES["erased"]).otherwise(otherwise)
 
     def counted(self, outcomes: DataFrame) -> tuple[DataFrame, Observation]:
         """The same rows, and the counts that are known once they have been written."""
-        possible = self._possible(outcomes)
+        possible = self._possible(outcomes) + ([] if self._protection is None else ["erased"])
         read = F.col(READ).isNotNull() if "deleted" in possible else F.lit(True)
         bad = F.to_json(self._bad_row(outcomes))
-        outcomes = outcomes.withColumn(_CAPTURED, F.when(F.col(quality.QUARANTINED), bad))
+        quarantined = F.col(OUTCOME) == OUTCOMES["quarantined"]
+        outcomes = outcomes.withColumn(_CAPTURED, F.when(quarantined, bad))
         counts = [
             F.count(F.col(READ)).alias("read"),
             F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"),
@@ -163,7 +179,12 @@ class Frames(abc.ABC):
             "record_hash": F.when(~deleted, F.col("record_hash")),
             "source_position": self._position(position),
         }
-        return counted.where(F.col(OUTCOME).isin(OUTCOMES["loaded"], OUTCOMES["deleted"])).select(
+        rows = counted.where(F.col(OUTCOME).isin(OUTCOMES["loaded"], OUTCOMES["deleted"]))
+        if self._protection is not None:
+            rows = self._protection.unlocked(rows)
+            names = [c.name for c in self._table.columns]
+            source = [self._protection.written(n, value).alias(n) for n, value in zip(names, source, strict=True)]
+        return rows.select(
             *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra, *self._added()
         )
 
@@ -185,7 +206,8 @@ class Frames(abc.ABC):
             shape = _BAD_ROW if self._file_name() is None else _BAD_FILE_ROW
             parsed = F.from_json("text", shape, {"mode": "FAILFAST"})
         else:
-            texts = judged.where(F.col(quality.QUARANTINED))
+            known = F.lit(False) if self._protection is None else F.col(ERASED)
+            texts = judged.where(F.col(quality.QUARANTINED) & ~known)
             parsed = self._bad_row(judged, position)
         # The same values at two positions are two versions: a replay brings both back.
         place = [] if self._file_name() is None else ["file_name", "source_position"]
@@ -220,8 +242,8 @@ class Frames(abc.ABC):
         origin = [] if file_name is None else [file_name, self._position(position), *self._told_of_file_row(columns)]
         return F.struct(
             quality.key_text(self._table).alias("row_key"),
-            quality.row_hash(judged, self._table, self.extra).alias("row_hash"),
-            quality.raw_row(self._table, columns, self.extra).alias("raw_row"),
+            quality.row_hash(judged, self._table, self.extra, self._protection).alias("row_hash"),
+            quality.raw_row(self._table, columns, self.extra, self._protection).alias("raw_row"),
             quality.reasons(self._table, columns).alias("reasons"),
             *(value.alias(name) for name, value in zip(_ORIGIN, origin, strict=False)),
         )
@@ -264,6 +286,7 @@ class Frames(abc.ABC):
             quarantined=number("quarantined"),
             duplicates=number("duplicates"),
             unchanged=number("unchanged"),
+            erased=number("erased"),
             deleted=number("deleted"),
             warned=number("warned"),
             score_sum=number("score_sum"),

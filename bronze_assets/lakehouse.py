@@ -161,7 +161,9 @@ class Lakehouse:
                 configuration={**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
             )
             return
-        there = {field.name for field in DeltaTable(str(self.path(table.schema, table.quarantine_name))).schema().fields}
+        there = {
+            field.name for field in DeltaTable(str(self.path(table.schema, table.quarantine_name))).schema().fields
+        }
         missing = [field for field in QUARANTINE.fields if field.name not in there]
         if missing:
             columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in missing)
@@ -364,6 +366,86 @@ class Lakehouse:
         base = self.version(table.schema, table.name)
         none = self.read(session, table.schema, table.name).where("false").drop(LOAD_DATE)
         self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
+
+    def is_known(self, table: BronzeTable, name: str) -> bool:
+        """Whether a column of the bronze table is declared, or one of the platform's own."""
+        return name in {*(c.name for c in table.columns), *METADATA_COLUMNS, LOAD_DATE}
+
+    def blank(
+        self, session: SparkSession, table: BronzeTable, keys: Sequence[str], mark: str, columns: Sequence[str]
+    ) -> int:
+        """Empty these columns and the hash in all versions of the rows of these keys, and mark them `ERASED`.
+
+        Args:
+            keys: key texts; they enter no statement, since the log keeps those.
+            mark: of the commit, in its `userMetadata`.
+
+        Returns:
+            How many row versions were not empty yet.
+        """
+        blanks = [*columns, "record_hash"]
+        key = ", ".join(f"coalesce(cast(t.`{c.name}` as string), 'NULL')" for c in table.key)
+        return self._merge_keys(
+            session,
+            (table.schema, table.name),
+            keys,
+            mark,
+            f"concat_ws(', ', {key}) = n.key",
+            "when matched and t.record_status = 'ACTIVE' then update set record_status = 'ERASED',"
+            " update_timestamp = current_timestamp(), " + ", ".join(f"`{name}` = null" for name in blanks),
+            "numTargetRowsUpdated",
+        )
+
+    def remove_quarantined(
+        self, session: SparkSession, table: BronzeTable, keys: Sequence[str], hashes: Sequence[str], mark: str
+    ) -> int:
+        """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were."""
+        place = (table.schema, table.quarantine_name)
+        statement = "when matched then delete"
+        counted = "numTargetRowsDeleted"
+        removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement, counted)
+        if hashes:
+            removed += self._merge_keys(session, place, hashes, mark, "t.row_hash = n.key", statement, counted)
+        return removed
+
+    def _merge_keys(
+        self,
+        session: SparkSession,
+        place: tuple[str, str],
+        keys: Sequence[str],
+        mark: str,
+        on: str,
+        action: str,
+        counted: str,
+    ) -> int:
+        session.createDataFrame([(key,) for key in keys], "key string").distinct().createOrReplaceTempView(_INCOMING)
+        own = f"{mark} {uuid.uuid4().hex}"
+        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
+        try:
+            session.sql(f"merge into {self.identifier(*place)} as t using {_INCOMING} as n on {on} {action}")
+        finally:
+            session.catalog.dropTempView(_INCOMING)
+            session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+        for commit in DeltaTable(str(self.path(*place))).history(5):
+            if commit.get("userMetadata") == own:
+                return int(commit["operationMetrics"][counted])
+        return 0
+
+    def insert_missing(self, rows: DataFrame, schema: str, name: str, *, on: Sequence[str]) -> None:
+        """Insert those rows of which the table has none with the same `on`; the table is made when missing, without
+        change feed and statistics, and keeps no removed files.
+        """
+        path = str(self.path(schema, name))
+        self._ensure_private(path, to_arrow_schema(rows.schema, timezone="UTC"))
+        same = " and ".join(f"t.`{column}` = n.`{column}`" for column in on)
+        rows.createOrReplaceTempView(_INCOMING)
+        try:
+            rows.sparkSession.sql(
+                f"merge into {self.identifier(schema, name)} as t using {_INCOMING} as n on {same}"
+                " when not matched then insert *"
+            )
+        finally:
+            rows.sparkSession.catalog.dropTempView(_INCOMING)
 
     @contextlib.contextmanager
     def held(self, schema: str, *, alone: bool = False) -> Iterator[None]:

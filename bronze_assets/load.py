@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from bronze_assets import audit
+from bronze_assets import audit, quality
 from bronze_assets.attempt import Attempt, write_failure
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, lease
@@ -58,11 +59,21 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
         return replace(audit.combine(records), dry_run=True)
     try:
         bench.lake.check_writable(table)
-        with lease(bench.lake, table, run.id, bench.settings.lease_seconds):
+        with lease(bench.lake, table, run.id, bench.settings.lease_seconds), keys_held(attempt):
             return _load(attempt)
     except BaseException as error:
         attempt.record_failure(error)
         raise
+
+
+@contextmanager
+def keys_held(attempt: Attempt) -> Iterator[None]:
+    """While a load of personal data is at work, no key is dropped: whoever erases somebody waits for it."""
+    if not quality.protected(attempt.table):
+        yield
+        return
+    with attempt.bench.lake.held(attempt.table.schema):
+        yield
 
 
 def _check_options(table: BronzeTable, options: Options) -> None:

@@ -16,7 +16,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
@@ -49,6 +49,16 @@ _CHECK_SUFFIX = {
     "str_endswith": "endswith",
     "str_length": "length",
 }
+
+
+class Sealed(Protocol):
+    """What stands for protected values wherever somebody could read them."""
+
+    def hashed(self, name: str) -> SparkColumn:
+        """What of a column's value enters a hash."""
+
+    def sealed(self, name: str, value: SparkColumn) -> SparkColumn:
+        """A text that only the holder of the key can read."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,15 @@ def broken_column(rule_name: str) -> str:
     return f"__broken_{rule_name}"
 
 
-def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: date, now: datetime) -> DataFrame:
+def judge(
+    frame: DataFrame,
+    table: BronzeTable,
+    *,
+    extra: Sequence[str],
+    today: date,
+    now: datetime,
+    sealed: Sealed | None = None,
+) -> DataFrame:
     """Add `broken_column(rule)` for each rule, `__quarantined`, `data_quality_score` and `record_hash`.
 
     Args:
@@ -132,6 +150,7 @@ def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: 
         extra: columns of the frame that the table does not declare; they enter the hash only when not NULL.
         today: the load's business date, with which `not_in_future` and `max_age_days` compare dates.
         now: the load's moment, with its time zone, with which they compare timestamps.
+        sealed: for a table with protected columns, what of them enters the hash.
     """
     raw = set(frame.columns)
     all_rules = rules(table)
@@ -145,7 +164,7 @@ def judge(frame: DataFrame, table: BronzeTable, *, extra: Sequence[str], today: 
         {
             QUARANTINED: functools.reduce(operator.or_, quarantining),
             "data_quality_score": F.greatest(F.lit(0), score).cast("int"),
-            "record_hash": record_hash(frame, table, extra),
+            "record_hash": record_hash(frame, table, extra, sealed),
         }
     )
 
@@ -160,42 +179,58 @@ def is_null(name: str, columns: Iterable[str]) -> SparkColumn:
     return null
 
 
-def record_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
+def record_hash(
+    frame: DataFrame, table: BronzeTable, extra: Sequence[str], sealed: Sealed | None = None
+) -> SparkColumn:
     """MD5, as hex, over the canonical form of the source columns (semantics.md, docs/adr/0005).
 
     The form has two parts, joined by commas. The head has a field for each declared column, in order: `N` for NULL, the
     length in UTF-8 bytes for a string, and for any other type its text: decimal digits of an integer, days since
     1970-01-01 of a date, microseconds since then of a timestamp, a decimal at its own scale, `true` or `false`. The
     strings follow, in order, NULL ones left out. Columns that came later (declared with `added=True`, or not declared)
-    come last, by name and only when not NULL, as `<bytes>:<name><bytes>:<text>`.
+    come last, by name and only when not NULL, as `<bytes>:<name><bytes>:<text>`. For a protected value stands its HMAC:
+    an unkeyed hash would give it away.
     """
     types = {f.name: f.dataType for f in frame.schema.fields}
     texts = {c.name: _text(F.col(c.name), types[c.name]) for c in table.columns}
     texts |= {name: _text(F.col(name), types[name]) for name in extra}
+    if sealed is not None:
+        texts |= {name: sealed.hashed(name) for name in protected(table)}
     strings = {name for name in texts if isinstance(types[name], T.StringType)}
     return _canonical_md5(texts, strings, {c.name for c in table.columns if c.added} | set(extra))
 
 
-def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str]) -> SparkColumn:
+def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str], sealed: Sealed | None = None) -> SparkColumn:
     """Like `record_hash`, but with the raw text of what did not parse: tells quarantined rows apart."""
     types = {f.name: f.dataType for f in frame.schema.fields}
     names = [*(c.name for c in table.columns), *extra]
     texts = {name: _or_raw(name, _text(F.col(name), types[name]), frame.columns) for name in names}
     if raw_column(LINE) in frame.columns:
-        texts[LINE] = F.col(raw_column(LINE))
+        texts[LINE] = F.col(raw_column(LINE)) if sealed is None else sealed.hashed(LINE)
+    if sealed is not None:
+        texts |= {name: sealed.hashed(name) for name in protected(table)}
     later = {c.name for c in table.columns if c.added} | set(extra) | ({LINE} & set(texts))
     # A raw text may be anything, so every value counts as a string here.
     return _canonical_md5(texts, set(texts), later)
 
 
-def raw_row(table: BronzeTable, columns: Sequence[str], extra: Sequence[str]) -> SparkColumn:
-    """The row as the source gave it, as JSON text values by column name, protected columns left out."""
-    names = [*(c.name for c in table.columns if not c.pii.protected), *extra]
-    row = F.to_json(F.struct(*(_readable(name, columns).alias(name) for name in names)), {"ignoreNullFields": "false"})
+def raw_row(
+    table: BronzeTable, columns: Sequence[str], extra: Sequence[str], sealed: Sealed | None = None
+) -> SparkColumn:
+    """The row as the source gave it, as JSON text values by column name; protected values sealed, or left out."""
+    hidden = protected(table)
+    texts = {name: _readable(name, columns) for name in [*(c.name for c in table.columns), *extra]}
+    for name in hidden:
+        value = texts.pop(name)
+        if sealed is not None:
+            texts[name] = sealed.sealed(name, value)
+    row = F.to_json(F.struct(*(text.alias(name) for name, text in texts.items())), {"ignoreNullFields": "false"})
     if raw_column(LINE) not in columns:
         return row
-    # Nobody can tell which part of such a line is a protected value: there the file alone holds it.
-    line = F.lit(None).cast("string") if _protected(table) else F.col(raw_column(LINE))
+    # Nobody can tell which part of such a line is a protected value.
+    line = F.col(raw_column(LINE))
+    if hidden:
+        line = F.lit(None).cast("string") if sealed is None else sealed.sealed(LINE, line)
     return F.when(F.col(raw_column(LINE)).isNull(), row).otherwise(
         F.to_json(F.struct(line.alias(LINE)), {"ignoreNullFields": "false"})
     )
@@ -204,13 +239,13 @@ def raw_row(table: BronzeTable, columns: Sequence[str], extra: Sequence[str]) ->
 def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
     """Why a judged row is quarantined: an array of (rule, column, expected, found), `found` NULL where protected."""
     found: list[SparkColumn] = []
-    protected = _protected(table)
-    if protected:
-        protected.add(LINE)
+    hidden = protected(table)
+    if hidden:
+        hidden.add(LINE)
     types = {c.name: c.type.simpleString() for c in table.columns}
 
     def reason(rule: Rule, column: str, expected: str | SparkColumn) -> SparkColumn:
-        value = F.lit(None).cast("string") if column in protected else _readable(column, columns)
+        value = F.lit(None).cast("string") if column in hidden else _readable(column, columns)
         return F.struct(
             F.lit(rule.name).alias("rule"),
             F.lit(column).alias("column"),
@@ -237,7 +272,8 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
     return F.filter(F.array(*found), lambda item: item.isNotNull())
 
 
-def _protected(table: BronzeTable) -> set[str]:
+def protected(table: BronzeTable) -> set[str]:
+    """Names of the columns whose values may not be read beside the table."""
     return {c.name for c in table.columns if c.pii.protected}
 
 

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from bronze_assets import quality
 from bronze_assets.audit import LoadRecord
 from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ, Frames
+from bronze_assets.privacy.protection import Protection
 from bronze_assets.sources.postgres import Snapshot, SourceTable
 from bronze_assets.sources.scope import Scope
 from bronze_assets.table import BronzeTable
@@ -45,11 +46,14 @@ class SnapshotFrames(Frames):
         today: dt.date,
         connections: int,
         full_compare: bool,
+        protection: Protection | None,
     ) -> None:
         # Nobody has said whether a new column is personal; until the protection of unclassified columns exists,
         # it stays out of a table that holds personal data.
         extra = () if table.has_personal_data else tuple(source.extra)
-        super().__init__(session, table, scope=str(scope), now=snapshot.taken, today=today, extra=extra)
+        super().__init__(
+            session, table, scope=str(scope), now=snapshot.taken, today=today, extra=extra, protection=protection
+        )
         self._snapshot = snapshot
         self._scope = scope
         self._connections = connections
@@ -76,17 +80,18 @@ class SnapshotFrames(Frames):
             latest = F.col(_LATEST)
             same = F.col("record_hash") == latest["record_hash"]
             if self._full_compare:
-                names = [c.name for c in self._table.columns if not c.key]
+                # A protected value is compared by its HMAC, in the hash: the same one is another text each time.
+                names = [c.name for c in self._table.columns if not (c.key or c.pii.protected)]
                 same = functools.reduce(operator.and_, (F.col(n).eqNullSafe(latest[n]) for n in names), same)
             unchanged = F.coalesce((latest["record_status"] == ACTIVE) & same, F.lit(False))
-        return judged.withColumn(
-            OUTCOME,
+        outcome = (
             F.when(F.col(READ).isNull(), F.when(gone, OUTCOMES["deleted"]))
             .when(F.col(quality.QUARANTINED), OUTCOMES["quarantined"])
             .when(duplicate, OUTCOMES["duplicates"])
             .when(unchanged, OUTCOMES["unchanged"])
-            .otherwise(OUTCOMES["loaded"]),
+            .otherwise(OUTCOMES["loaded"])
         )
+        return judged.withColumn(OUTCOME, self._outcome(outcome))
 
     def _with_latest(self, judged: DataFrame, versions: DataFrame) -> tuple[DataFrame, SparkColumn]:
         """Join each key's latest version; says which of the keys without a source row are gone."""

@@ -128,6 +128,7 @@ class SnapshotLoad:
             today=bench.business_date(snapshot.taken),
             connections=options.read_connections or bench.settings.read_connections,
             full_compare=options.full_compare,
+            protection=self._attempt.protection,
         )
 
     def _plan(self, scope: Scope, snapshot: Snapshot, source: SourceTable) -> Iterator[Scope]:

@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +124,16 @@ class LandingZone:
     def archived(self, feed: Feed, day: str) -> list[LandedFile]:
         """The archived files of one day of arrival."""
         return self._files(f"{feed.path}/{day}", archived=True)
+
+    def archived_days(self, feed: Feed) -> list[str]:
+        """The days of arrival of which the archive has files of a feed."""
+        self._fs.invalidate_cache()
+        try:
+            places = self._fs.ls(f"{self._roots[True]}/{feed.path}", detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(place).rstrip("/").rsplit("/", 1)[-1] for place in places)
+        return sorted(name for name in names if _is_day(name))
 
     def _files(self, folder: str, *, archived: bool) -> list[LandedFile]:
         try:
@@ -361,6 +373,40 @@ class LandingZone:
         finally:
             with contextlib.suppress(OSError):
                 self._fs.rm_file(part)
+
+    def write(self, file: LandedFile, content: bytes) -> LandedFile:
+        """Put other plain bytes in the place of a file's, whole or not at all; encrypted if they were.
+
+        Returns:
+            The file as it is now.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        target = io.BytesIO(content)
+        if file.encrypted:
+            target = io.BytesIO()
+            encrypt(io.BytesIO(content), target, self._key(file))
+        full = self._full(file)
+        if self._local:
+            # A link's file, and not the link.
+            real = Path(full).resolve()
+            part = real.with_name(f".{uuid.uuid4().hex}")
+            try:
+                with part.open("wb") as written:
+                    written.write(target.getvalue())
+                    written.flush()
+                    os.fsync(written.fileno())
+                part.replace(real)
+            finally:
+                part.unlink(missing_ok=True)
+            _sync(real.parent)
+        else:
+            self._fs.pipe_file(full, target.getvalue())
+        found = self.find(file.path, file.location if file.archived else None, archived_first=True)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "it was removed while it was written")
+        return found
 
     def tidy(self, feed: Feed) -> None:
         """Remove what killed loads have left half-written in the archive of a feed, of which no other load is at work.

@@ -1,0 +1,252 @@
+"""Personal data in Spark: a table's values sealed and tokenised as columns, in bulk (docs/adr/0018).
+
+Keys come as columns of a broadcast frame of one row, never as literals: a literal stands in plans and event logs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+
+from pyspark.sql import Column as SparkColumn
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
+from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.privacy.data_keys import DataKeys
+from bronze_assets.privacy.keys import KeyRing
+from bronze_assets.quality import LINE, Sealed, key_text, raw_column
+from bronze_assets.table import BronzeTable, Pii
+
+ERASED = "__erased"
+_BLOCK_BYTES = 64
+_PURPOSES = ("hash", "token", "tombstone")
+_WRAP_KEYS = "__wrap_keys"
+_TABLE_KEY = "__table_key"
+_SUBJECT = "__subject"
+_WRAPPED = "__wrapped"
+_KEY = "__key"
+
+
+class Protection(Sealed):
+    """The protection of one table's rows in one load.
+
+    Args:
+        session: where frames run.
+        ring: the master key.
+        clock: gives the present moment, in UTC.
+        writes: whether missing keys and vault rows are made; a dry run makes none.
+
+    Raises:
+        KeyMissing, KeyRefused: there is no key, or not that of this lake; nothing was written.
+    """
+
+    def __init__(
+        self,
+        session: SparkSession,
+        lake: Lakehouse,
+        ring: KeyRing,
+        table: BronzeTable,
+        clock: Callable[[], dt.datetime],
+        *,
+        writes: bool,
+    ) -> None:
+        self._session = session
+        self._lake = lake
+        self._table = table
+        self._clock = clock
+        self._writes = writes
+        self._version = ring.current
+        self._high = [c.name for c in table.columns if c.pii is Pii.HIGH]
+        self._medium = [c.name for c in table.columns if c.pii is Pii.MEDIUM]
+        self._data_keys = DataKeys(lake, ring, table.schema, clock)
+        if writes:
+            self._data_keys.ensure([table.name])
+        self._secrets = self._one_row(ring)
+
+    def ready(self, frame: DataFrame) -> DataFrame:
+        """The rows with all that `hashed`, `token`, `sealed` and `ERASED` need; missing keys have been made.
+
+        Args:
+            frame: a source frame (see `quality`).
+        """
+        frame = self._with_subject(frame)
+        if self._writes:
+            self._make_keys(frame)
+        frame = self._with_keys(frame)
+        if self._writes and self._medium:
+            self._fill_vault(frame)
+        return frame.drop(*(f"__{part}_{purpose}" for purpose in _PURPOSES for part in ("inner", "outer")))
+
+    def hashed(self, name: str) -> SparkColumn:
+        """What of a protected value enters a hash: its HMAC, as hex."""
+        return F.col(_hmac_column("hash", name))
+
+    def written(self, name: str, value: SparkColumn) -> SparkColumn:
+        """The text that a column of the bronze table holds for a value."""
+        if name in self._medium:
+            return F.when(value.isNotNull(), F.concat(F.lit("tok:"), F.col(_hmac_column("token", name))))
+        if name not in self._high:
+            return value
+        return F.when(value.isNotNull(), self._text(name, self._row(), value, F.col(_SUBJECT).isNotNull(), F.col(_KEY)))
+
+    def unlocked(self, frame: DataFrame) -> DataFrame:
+        """The rows that are to be written, with the key that `written` needs, once for all columns."""
+        return frame.withColumn(_KEY, self._subject_key())
+
+    def sealed(self, name: str, value: SparkColumn) -> SparkColumn:
+        """The value encrypted under the key of the row's subject, or of the table where it has none."""
+        subject = F.lit(False) if name == LINE else F.col(_SUBJECT).isNotNull()
+        row = F.lit("") if name == LINE else self._row()
+        return F.when(value.isNotNull(), self._text(name, row, value, subject, self._subject_key()))
+
+    def opened(self, versions: DataFrame) -> DataFrame:
+        """Row versions of the table with readable values; NULL where the key is gone."""
+        frame = self._with_keys(self._with_subject(versions))
+        plain = {name: self._opened_text(name, F.col(name)) for name in self._high}
+        if self._medium and self._lake.exists(self._table.schema, TOKEN_VAULT):
+            vault = self._read(TOKEN_VAULT).select("token", "subject", "value")
+            for name in self._medium:
+                mine = vault.toDF(f"__found_{name}", f"__owner_{name}", f"__value_{name}")
+                same = (F.col(name) == F.col(f"__found_{name}")) & (F.col(_SUBJECT) == F.col(f"__owner_{name}"))
+                frame = frame.join(mine, same, "left")
+                plain[name] = self._opened_text("token", F.col(f"__value_{name}"), row=F.col(name))
+        return frame.withColumns(plain).select(*versions.columns)
+
+    def unsealed(self, rows: DataFrame, names: Mapping[str, str], key: SparkColumn) -> DataFrame:
+        """Rows of the quarantine with readable texts in the place of sealed ones; NULL where no key opens them.
+
+        Args:
+            names: what was sealed (`sealed`) → the column of `rows` with the sealed text.
+            key: the key text that each row had then.
+        """
+        mine = self._read(SUBJECT_KEYS).where(F.col("subject").startswith(f"{self._table.name}/"))
+        keys = mine.select(F.col("subject").alias("__owner"), F.col("wrapped").alias(_WRAPPED))
+        secrets = self._secrets.select(_WRAP_KEYS, _TABLE_KEY)
+        frame = rows.withColumn("__row", key).withColumn(_SUBJECT, F.concat(F.lit(f"{self._table.name}/"), "__row"))
+        frame = frame.crossJoin(F.broadcast(secrets)).join(keys, F.col(_SUBJECT) == F.col("__owner"), "left")
+        version = F.conv(F.hex(F.substring(_WRAPPED, 1, 2)), 16, 10).cast("int")
+        frame = frame.withColumn("__wrap_key", F.col(_WRAP_KEYS)[version])
+        # What is of the table's key was sealed without a subject, and so without a row.
+        rows_then = {
+            column: F.when(_of_table(F.col(column)), "").otherwise(F.col("__row")) for column in names.values()
+        }
+        opened = {column: self._opened_text(name, F.col(column), rows_then[column]) for name, column in names.items()}
+        return frame.withColumns(opened).select(*rows.columns)
+
+    def _one_row(self, ring: KeyRing) -> DataFrame:
+        wrap_keys = {version: bytearray(ring.derive("wrap", version)) for version in ring.versions}
+        table_key = self._data_keys.key(self._table.name)
+        row: list[object] = [wrap_keys, None if table_key is None else bytearray(table_key)]
+        fields = [f"{_WRAP_KEYS} map<int, binary>", f"{_TABLE_KEY} binary"]
+        for purpose in _PURPOSES:
+            key = self._data_keys.hmac_key(purpose).ljust(_BLOCK_BYTES, b"\0")
+            row += [bytearray(byte ^ pad for byte in key) for pad in (0x36, 0x5C)]
+            fields += [f"__inner_{purpose} binary", f"__outer_{purpose} binary"]
+        return self._session.createDataFrame([tuple(row)], ", ".join(fields))
+
+    def _with_subject(self, frame: DataFrame) -> DataFrame:
+        known = F.lit(True)
+        for column in self._table.key:
+            known = known & F.col(column.name).isNotNull()
+        subject = F.concat(F.lit(f"{self._table.name}/"), key_text(self._table))
+        frame = frame.withColumn(_SUBJECT, F.when(known, subject)).crossJoin(F.broadcast(self._secrets))
+        full = F.concat(F.lit(f"{self._table.schema}/"), F.col(_SUBJECT))
+        frame = frame.withColumn("__subject_hmac", self._hmac("tombstone", full))
+        if not self._lake.exists(self._table.schema, TOMBSTONES):
+            return frame.withColumn(ERASED, F.lit(False)).drop("__subject_hmac")
+        gone = self._read(TOMBSTONES).select(F.col("subject_hmac").alias("__gone")).distinct()
+        frame = frame.join(F.broadcast(gone), F.col("__subject_hmac") == F.col("__gone"), "left")
+        return frame.withColumn(ERASED, F.col("__gone").isNotNull()).drop("__subject_hmac", "__gone")
+
+    def _make_keys(self, frame: DataFrame) -> None:
+        wanted = frame.where(F.col(_SUBJECT).isNotNull() & ~F.col(ERASED)).select(_SUBJECT).distinct()
+        known = self._read(SUBJECT_KEYS).select(F.col("subject").alias(_SUBJECT))
+        missing = wanted.join(known, _SUBJECT, "left_anti").toArrow()
+        self._data_keys.ensure(missing[_SUBJECT].to_pylist())
+
+    def _with_keys(self, frame: DataFrame) -> DataFrame:
+        mine = self._read(SUBJECT_KEYS).where(F.col("subject").startswith(f"{self._table.name}/"))
+        keys = mine.select(F.col("subject").alias("__owner"), F.col("wrapped").alias(_WRAPPED))
+        frame = frame.join(keys, F.col(_SUBJECT) == F.col("__owner"), "left").drop("__owner")
+        hashes = {_hmac_column("hash", name): self._hmac("hash", F.col(name)) for name in [*self._high, *self._medium]}
+        tokens = {_hmac_column("token", name): self._hmac("token", F.col(name)) for name in self._medium}
+        if raw_column(LINE) in frame.columns:
+            hashes[_hmac_column("hash", LINE)] = self._hmac("hash", F.col(raw_column(LINE)))
+        version = F.conv(F.hex(F.substring(_WRAPPED, 1, 2)), 16, 10).cast("int")
+        return frame.withColumns(hashes | tokens | {"__wrap_key": F.col(_WRAP_KEYS)[version]}).drop(_WRAP_KEYS)
+
+    def _fill_vault(self, frame: DataFrame) -> None:
+        parts = [
+            frame.where(F.col(name).isNotNull() & F.col(_SUBJECT).isNotNull() & ~F.col(ERASED)).select(
+                F.concat(F.lit("tok:"), F.col(_hmac_column("token", name))).alias("token"),
+                F.col(_SUBJECT).alias("subject"),
+                F.col(name).alias("__plain"),
+                _WRAPPED,
+                "__wrap_key",
+                _TABLE_KEY,
+                F.col(_SUBJECT),
+            )
+            for name in self._medium
+        ]
+        rows = parts[0]
+        for part in parts[1:]:
+            rows = rows.unionByName(part)
+        rows = rows.dropDuplicates(["token", "subject"])
+        if self._lake.exists(self._table.schema, TOKEN_VAULT):
+            known = self._read(TOKEN_VAULT).select("token", "subject")
+            rows = rows.join(known, ["token", "subject"], "left_anti")
+        value = self._text("token", F.col("token"), F.col("__plain"), F.lit(True), self._subject_key())
+        entries = rows.select("token", "subject", value.alias("value"), F.lit(self._clock()).alias("created"))
+        self._lake.insert_missing(entries, self._table.schema, TOKEN_VAULT, on=("token", "subject"))
+
+    def _row(self) -> SparkColumn:
+        return F.when(F.col(_SUBJECT).isNotNull(), key_text(self._table)).otherwise("")
+
+    def _text(
+        self, column: str, row: SparkColumn, value: SparkColumn, subject: SparkColumn, subject_key: SparkColumn
+    ) -> SparkColumn:
+        # Where somebody is known there must be a key: under another one, nobody could be forgotten.
+        lost = F.raise_error(F.lit(f"a subject of {self._table.name} has no key")).cast("binary")
+        key = F.when(subject, F.coalesce(subject_key, lost)).otherwise(F.col(_TABLE_KEY))
+        sealed = F.aes_encrypt(
+            value.cast("binary"), key, F.lit("GCM"), F.lit("DEFAULT"), F.lit(b""), self._where(column, row)
+        )
+        kind = F.when(subject, "s").otherwise("t")
+        # Spark breaks long texts into lines, or not, by configuration.
+        text = F.translate(F.base64(sealed), "\r\n", "")
+        return F.concat(F.lit(f"enc:{self._version}:"), kind, F.lit(":"), text)
+
+    def _opened_text(self, column: str, text: SparkColumn, row: SparkColumn | None = None) -> SparkColumn:
+        sealed = F.unbase64(F.substring_index(text, ":", -1))
+        key = F.when(_of_table(text), F.col(_TABLE_KEY)).otherwise(self._subject_key())
+        where = self._where(column, key_text(self._table) if row is None else row)
+        plain = F.aes_decrypt(sealed, key, F.lit("GCM"), F.lit("DEFAULT"), where)
+        return F.when(text.isNotNull() & key.isNotNull(), plain.cast("string"))
+
+    def _subject_key(self) -> SparkColumn:
+        context = F.concat(F.lit(f"{self._table.schema}/"), F.col(_SUBJECT)).cast("binary")
+        wrapped = F.expr(f"substring({_WRAPPED}, 3)")
+        return F.aes_decrypt(wrapped, F.col("__wrap_key"), F.lit("GCM"), F.lit("DEFAULT"), context)
+
+    def _where(self, column: str, row: SparkColumn) -> SparkColumn:
+        return F.concat(F.lit(f"{self._table.schema}.{self._table.name}/{column}/"), row).cast("binary")
+
+    @staticmethod
+    def _hmac(purpose: str, value: SparkColumn) -> SparkColumn:
+        """HMAC-SHA-256 (RFC 2104) as lower-case hex; Spark has none of its own."""
+        inner = F.sha2(F.concat(F.col(f"__inner_{purpose}"), value.cast("binary")), 256)
+        return F.sha2(F.concat(F.col(f"__outer_{purpose}"), F.unhex(inner)), 256)
+
+    def _read(self, name: str) -> DataFrame:
+        return self._lake.read(self._session, self._table.schema, name)
+
+
+def _of_table(text: SparkColumn) -> SparkColumn:
+    """Whether a sealed text is under the table's key."""
+    return F.split_part(text, F.lit(":"), F.lit(3)) == "t"
+
+
+def _hmac_column(purpose: str, name: str) -> str:
+    return f"__{purpose}_{name}"
