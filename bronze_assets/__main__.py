@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from bronze_assets import access, access_evidence
+from bronze_assets import access, access_evidence, quarantine_command
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, SettingsError
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rotate_parser.add_argument(
         "--retire", type=int, metavar="VERSION", help="instead, remove an old version that nothing needs"
     )
+    quarantine_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return reveal_values(
                 settings, table, options.key, purpose=options.purpose, by=options.by, columns=options.columns
             )
+        if options.command == "quarantine":
+            return quarantine_command.run(settings, table, options)
         return show(settings, table, versions=options.versions, quarantine=options.quarantine, limit=options.limit)
 
     return run_command(command, interrupted="Interrupted. The next load finishes or takes back what was begun.")

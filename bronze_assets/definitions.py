@@ -12,6 +12,7 @@ from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.evolution import accept_schema_job
 from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
+from bronze_assets.orchestration.quarantine import replay_job
 from bronze_assets.orchestration.resources import loader_resource
 from bronze_assets.orchestration.schedules import schedule
 from bronze_assets.orchestration.sensors import file_sensor
@@ -41,6 +42,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         ),
         job_definitions([*initial_loads(tables), *by_cadence, *from_files]),
         capture_definitions(settings, tables),
+        dg.Definitions(jobs=[replay_job(settings, tables)]),
         dg.Definitions(jobs=[accept_schema_job(settings, tables)]) if from_files else dg.Definitions(),
         dg.Definitions(jobs=privacy_jobs(settings, tables)),
     )
