@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets.sources.files import _parsed
+from bronze_assets.sources.files import parsed
 from bronze_assets.table import Feed
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def test_a_text_is_the_value_that_plain_python_reads_or_none(spark: SparkSession
     frame = spark.createDataFrame([(n, text) for n, text in enumerate(found)], "n int, text string")
     text = F.col("text")
     rows = frame.select(
-        "n", *(_parsed(text, kind, FEED).cast("string").alias(name) for name, (kind, _) in KINDS.items())
+        "n", *(parsed(text, kind, FEED).cast("string").alias(name) for name, (kind, _) in KINDS.items())
     ).collect()
     for row in rows:
         for name, (_, read) in KINDS.items():
@@ -155,7 +155,7 @@ def written(value: object) -> str:
 def test_an_offset_is_taken_into_account_or_the_text_is_none(
     spark: SparkSession, text: str, expected: str | None
 ) -> None:
-    value = _parsed(F.col("text"), T.TimestampType(), FEED).cast("string").alias("value")
+    value = parsed(F.col("text"), T.TimestampType(), FEED).cast("string").alias("value")
     assert spark.createDataFrame([(text,)], "text string").select(value).collect()[0].value == expected
 
 
@@ -165,7 +165,7 @@ def test_formats_of_dates_and_times_can_be_stated(spark: SparkSession) -> None:
         [("01.06.2026", "02/06/2026 10:30"), ("2026-06-01", "31/02/2026 10:30")], "d string, t string"
     )
     found = frame.select(
-        _parsed(F.col("d"), T.DateType(), feed).cast("string").alias("d"),
-        _parsed(F.col("t"), T.TimestampType(), feed).cast("string").alias("t"),
+        parsed(F.col("d"), T.DateType(), feed).cast("string").alias("d"),
+        parsed(F.col("t"), T.TimestampType(), feed).cast("string").alias("t"),
     ).collect()
     assert [tuple(row) for row in found] == [("2026-06-01", "2026-06-02 10:30:00"), (None, None)]

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import dagster as dg
 import pandera.pyspark as pa
 import pyarrow as arrow
 import pyspark.sql.types as T
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
-from bronze_assets import quarantine
+from bronze_assets import quarantine, quarantine_command
 from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import BatchLog
 from bronze_assets.errors import LoadRefused
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
+from bronze_assets.orchestration.quarantine import replay_job
 from bronze_assets.quarantine import Selection
 from bronze_assets.settings import Settings
-from bronze_assets.table import BronzeTable, Cadence, Feed, Pii, column
+from bronze_assets.table import BronzeTable, Cadence, Evolution, Feed, column
 from bronze_assets.workbench import Run, Workbench
 from bronze_assets_tests import file_tables, lake_reader, people
 from bronze_assets_tests.file_tables import DAY, NOW, SCHEMA, csv_text, drop, ids, json_lines, row, table_path, things
 from bronze_assets_tests.people import Keys, person
-from bronze_assets_tests.test_load import TODAY, Lab
+from bronze_assets_tests.test_load import Lab
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from pyspark.sql import SparkSession
 
+A = TypeVar("A")
 ALL = Selection()
 
 
@@ -64,7 +69,7 @@ def loaded(settings: Settings, table: BronzeTable | None = None, **options: Any)
     return file_tables.loaded(settings, table or strict(), **options)
 
 
-def at_bench(settings: Settings, work: Callable[[Workbench], Any], now: dt.datetime = NOW) -> Any:
+def at_bench(settings: Settings, work: Callable[[Workbench], A], now: dt.datetime = NOW) -> A:
     bench = Workbench(settings, clock=lambda: now)
     try:
         return work(bench)
@@ -240,18 +245,16 @@ def test_a_line_is_tried_again_and_stays_with_its_reason(spark: SparkSession, se
 
 
 def lake_reader_schema(settings: Settings) -> arrow.Schema:
-    from deltalake import DeltaTable
-
     return arrow.schema(DeltaTable(str(table_path(settings, "bz_things_quarantine"))).schema().to_arrow())
 
 
 def test_what_lies_under_names_that_nobody_declared_comes_back_too(spark: SparkSession, settings: Settings) -> None:
-    table = strict(evolution="ignore") if False else strict()
+    feed = {"evolution": Evolution.RESCUE}
     drop(settings, "a.json", json_lines(row(1), row(2, amount=-1, colour="red")))
-    loaded(settings, table)
-    replayed(settings)
+    loaded(settings, strict(**feed))
+    replayed(settings, things(**feed))
     (mine,) = shown(settings, 2)
-    assert mine["colour"] == "red" if "colour" in mine else json.loads(mine["_rescued_data"]) == {"colour": "red"}
+    assert json.loads(mine["_rescued_data"]) == {"colour": "red"}
 
 
 def test_dates_of_a_feed_with_a_format_of_its_own_are_read_as_they_were(
@@ -270,15 +273,16 @@ def test_dates_of_a_feed_with_a_format_of_its_own_are_read_as_they_were(
 
 def test_rows_are_chosen_by_rule_batch_age_and_key(spark: SparkSession, settings: Settings) -> None:
     drop(settings, "a.json", json_lines(row(1, amount=-1), row(2, made_on="soon")))
-    loaded(settings, now=NOW - dt.timedelta(hours=2)) if False else loaded(settings)
+    loaded(settings)
     later = NOW + dt.timedelta(days=2)
     drop(settings, "b.json", json_lines(row(3, amount=-1)), modified=later - dt.timedelta(hours=1))
     file_tables.loaded(settings, strict(), "2026-06-17", now=later)
 
     def chosen(now: dt.datetime = later, **told: Any) -> int:
-        run = Run("r", "cli")
-        work = lambda bench: quarantine.replay(bench, things(), Selection(**told), run, dry_run=True)  # noqa: E731
-        return at_bench(settings, work, now).read
+        def dry(bench: Workbench) -> LoadRecord:
+            return quarantine.replay(bench, things(), Selection(**told), Run("r", "cli"), dry_run=True)
+
+        return at_bench(settings, dry, now).read
 
     assert chosen() == 3
     assert chosen(rule="amount_ge") == 2
@@ -315,7 +319,7 @@ def test_a_dismissed_row_is_not_replayed_and_says_who_when_and_why(spark: SparkS
     assert dismissed(settings, strict()) == 0
     for wrong in ({"reason": " "}, {"who": ""}):
         with pytest.raises(LoadRefused, match="needs a reason and somebody"):
-            dismissed(settings, strict(), **wrong)
+            dismissed(settings, strict(), ALL, **wrong)
 
 
 # Kills
@@ -329,40 +333,48 @@ STEPS: list[tuple[type, str]] = [
 ]
 
 
-@pytest.mark.parametrize("owner, name", STEPS, ids=[name for _, name in STEPS])
-@pytest.mark.parametrize("then", ["replay", "load"])
 def test_a_killed_replay_is_done_again_and_loads_nothing_twice(
-    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, then: str
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drop(settings, "a.json", json_lines(row(1, amount=-1), row(2, made_on="soon"), row(3)))
+    numbers = range(1, len(STEPS) + 1)
+    drop(settings, "a.json", json_lines(*(row(n, amount=-1) for n in numbers), row(9, made_on="soon"), row(10)))
     loaded(settings)
-    real = getattr(owner, name)
+    for number, (owner, name) in zip(numbers, STEPS, strict=True):
+        real = getattr(owner, name)
 
-    def killed(*arguments: Any, **named: Any) -> None:
-        real(*arguments, **named)
-        raise KeyboardInterrupt
+        def killed(*arguments: Any, real: Any = real, **named: Any) -> None:
+            real(*arguments, **named)
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, killed)
-        # A process that is gone records nothing.
-        patched.setattr(Attempt, "record_failure", lambda *_: None)
-        with pytest.raises(KeyboardInterrupt):
-            replayed(settings)
-    if then == "load":
-        loaded(settings)
+        mine = Selection(key=f"{number}")
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, killed)
+            # A process that is gone records nothing.
+            patched.setattr(Attempt, "record_failure", lambda *_: None)
+            with pytest.raises(KeyboardInterrupt):
+                replayed(settings, selection=mine)
+        if number % 2:
+            loaded(settings)
+        there = [row["thing_id"] for row in shown(settings, number)]
+        if number % 2:
+            assert bool(there) == (states(settings)[f"{number}"][0] == "replayed"), name
+        replayed(settings, selection=mine)
+        assert len(shown(settings, number)) == 1, name
+        assert states(settings)[f"{number}"][0] == "replayed", name
     replayed(settings)
-    assert ids(settings) == [1, 3]
-    after = states(settings)
-    assert (after["1"][0], after["2"][0]) == ("replayed", "open")
+    assert ids(settings) == sorted([*numbers, 10], key=lambda n: repr((n,)))
+    after = held(settings)
+    assert (after["9"]["state"], after["9"]["attempts"]) == ("open", 1)
     log = lake_reader.read(table_path(settings, "bz_batches"))
-    last = {b: [e["event"] for e in log if e["batch_id"] == b] for b in {e["batch_id"] for e in log}}
-    assert all({"done", "failed"} & set(events) for events in last.values()), "nothing is left to do"
+    events = {b: {e["event"] for e in log if e["batch_id"] == b} for b in {e["batch_id"] for e in log}}
+    assert all({"done", "failed"} & one for one in events.values()), "nothing is left to do"
     told = lake_reader.read(table_path(settings, "bz_audit_log"))
     succeeded = [one["batch_id"] for one in told if one["status"] == "SUCCESS"]
     assert len(succeeded) == len(set(succeeded))
-    (loaded_in,) = {one["batch_id"] for one in shown(settings, 1)}
-    assert held(settings)["1"]["replay_batch_id"] == loaded_in
-    assert loaded_in in succeeded
+    for number in numbers:
+        (mended,) = shown(settings, number)
+        assert after[f"{number}"]["replay_batch_id"] == mended["batch_id"]
+        assert mended["batch_id"] in succeeded
 
 
 # Personal data
@@ -413,8 +425,227 @@ def test_rows_of_a_forgotten_subject_are_erased_and_leave_nothing(spark: SparkSe
 def test_values_that_no_key_opens_are_not_loaded_as_nothing(spark: SparkSession, settings: Settings) -> None:
     people.drop(settings, "a.json", person(1), person(2, visits=-1))
     people.loaded(settings)
-    from deltalake import DeltaTable
-
     DeltaTable(str(people.path(settings, "bz_subject_keys"))).delete(f"subject = '{people.NAME}/2'")
     assert counts(replayed(settings, lenient_people())) == (1, 0, 1, 0, 0, 0)
     assert set(people.versions(settings)) == {1}
+
+
+# A corrected file
+
+
+def corrected(settings: Settings, name: str, content: bytes) -> Path:
+    file = settings.home / name
+    file.write_bytes(content)
+    return file
+
+
+def test_corrected_rows_take_the_place_of_the_quarantined_rows_of_their_keys(
+    spark: SparkSession, settings: Settings
+) -> None:
+    drop(settings, "a.json", json_lines(row(1, made_on="soon"), row(2, made_on="never"), row(3, made_on="now")))
+    loaded(settings)
+    drop(settings, "b.json", json_lines(row(2, name="newer")))
+    loaded(settings)
+    file = corrected(settings, "c.json", json_lines(row(1, name="mended"), row(2, name="mended too")))
+    assert counts(replayed(settings, strict(), corrected=file)) == (2, 2, 0, 0, 0, 0)
+    assert now_current(settings, strict()) == {1: "mended", 2: "newer"}
+    assert shown(settings, 1)[0]["file_name"].endswith("a.json")
+    assert states(settings) == {"1": ("replayed", 1), "2": ("replayed", 1), "3": ("open", 0)}
+    # What is wrong in it stays out, and the row that it was to mend stays as it was.
+    before = held(settings)["3"]
+    table = corrected(settings, "d.csv", csv_text(row(3, amount=-7)))
+    assert counts(replayed(settings, strict(), corrected=table)) == (1, 0, 1, 0, 0, 0)
+    assert held(settings)["3"] == before | {"attempts": 1, "replay_batch_id": f"{DAY}/4"}
+    table = corrected(settings, "d.csv", csv_text(row(3, amount=7)))
+    assert counts(replayed(settings, strict(), corrected=table)) == (1, 1, 0, 0, 0, 0)
+    told = lake_reader.read(table_path(settings, "bz_audit_log"))
+    assert "replay, all, corrected by d.csv" in {one["operation_type"] for one in told}
+
+
+def test_a_corrected_file_that_fits_nothing_is_refused_with_its_culprit(
+    spark: SparkSession, settings: Settings
+) -> None:
+    drop(settings, "a.json", json_lines(row(1, made_on="soon"), row(2)))
+    loaded(settings)
+    for content, why in {
+        json_lines(row(2)): r"bz_things: key 2 of the file c\.json has no open row in the quarantine",
+        json_lines(row(1), row(1)): r"key 1 of the file c\.json is there twice",
+        json_lines(row(1, colour="red")): "has columns that the table does not: 'colour'",
+        b"nonsense": "is no JSON",
+        b"": "is empty",
+        b"\xff": "cannot be read",
+    }.items():
+        with pytest.raises(LoadRefused, match=why):
+            replayed(settings, strict(), corrected=corrected(settings, "c.json", content))
+    assert states(settings) == {"1": ("open", 0)}
+
+
+# A database
+
+
+class Stock(pa.DataFrameModel):
+    stock_id: T.IntegerType = column(key=True, gt=0, description="Identifies it.")
+    amount: T.IntegerType = column(ge=0, quarantine=True, description="How many.")
+    day: T.DateType = column(description="When.")
+
+
+class LenientStock(Stock):
+    amount: T.IntegerType = column(description="How many.")
+
+
+STOCK = BronzeTable(lake_reader.SCHEMA, "tests.Stock", Stock, Cadence.DAILY, "Stock.")
+LENIENT_STOCK = BronzeTable(lake_reader.SCHEMA, "tests.Stock", LenientStock, Cadence.DAILY, "Stock.")
+
+
+def stock_replayed(lab: Lab, table: BronzeTable = LENIENT_STOCK) -> LoadRecord:
+    bench = Workbench(lab.settings, clock=lab.clock)
+    try:
+        record = quarantine.replay(bench, table, ALL, Run("replay", "cli"))
+    finally:
+        bench.close()
+    assert record.conserved
+    return record
+
+
+def test_rows_of_snapshots_keep_their_place_and_the_next_load_finds_them(
+    spark: SparkSession, settings: Settings, source: Connection
+) -> None:
+    lab = Lab(settings, source)
+    lab.make(
+        "stock",
+        [(1, 5, "2026-03-01"), (2, -5, "2026-03-02"), (3, -6, "infinity")],
+        ddl="stock_id int, amount int, day date",
+    )
+    assert lab.load(STOCK).quarantined == 2
+    lab.sql("update tests.stock set amount = -7 where stock_id = 2")
+    assert lab.load(STOCK).quarantined == 2
+    # Once good in between, and bad as before: it is where it was seen last.
+    lab.sql("update tests.stock set amount = 1 where stock_id = 2")
+    assert lab.load(STOCK).loaded == 1
+    lab.sql("update tests.stock set amount = -5 where stock_id = 2")
+    lab.load(STOCK)
+    positions = {row["raw_row"]: row["source_position"] for row in lab.quarantine(STOCK) if row["row_key"] == "2"}
+    assert len(positions) == 2
+
+    record = stock_replayed(lab)
+
+    assert counts(record) == (3, 2, 1, 0, 0, 0)
+    order = lake_reader.read(lab.path("bz_stock"), "select amount from t where stock_id = 2 order by source_position")
+    assert [row["amount"] for row in order] == [-7, 1, -5]
+    assert lab.current(STOCK, "stock_id", "amount") == lab.sql(
+        "select stock_id, amount from tests.stock where stock_id < 3 order by 1"
+    )
+    record = lab.load(LENIENT_STOCK)
+    assert (record.unchanged, record.loaded, record.quarantined, record.deleted) == (2, 0, 1, 0)
+
+
+def test_a_row_that_has_come_in_since_is_unchanged_and_bad_ones_of_two_rule_sets_become_one(
+    spark: SparkSession, settings: Settings, source: Connection
+) -> None:
+    lab = Lab(settings, source)
+    lab.make(
+        "stock",
+        [(1, 5, "2026-03-01"), (2, -5, "2026-03-02"), (3, -6, "infinity")],
+        ddl="stock_id int, amount int, day date",
+    )
+    lab.load(STOCK)
+    assert lab.load(LENIENT_STOCK).loaded == 1
+    assert sorted((row["row_key"], row["state"]) for row in lab.quarantine(STOCK)) == [
+        *(("2", "open"), ("3", "open"), ("3", "open")),
+    ]
+
+    record = stock_replayed(lab)
+
+    assert counts(record) == (3, 0, 2, 0, 1, 0)
+    after = [(row["row_key"], row["state"], row["attempts"]) for row in lab.quarantine(STOCK)]
+    assert after == [("2", "replayed", 1), ("3", "open", 1)]
+    assert len(lab.rows(STOCK, "*")) == 2
+    assert lab.load(LENIENT_STOCK).quarantined == 1
+    assert [(row["row_key"], row["sightings"]) for row in lab.quarantine(STOCK) if row["state"] == "open"] == [("3", 2)]
+
+
+def test_a_load_leaves_a_dismissed_row_dismissed_and_opens_a_replayed_one_again(
+    spark: SparkSession, settings: Settings, source: Connection
+) -> None:
+    lab = Lab(settings, source)
+    lab.make("stock", [(1, -5, "2026-03-01"), (2, -5, "2026-03-02")], ddl="stock_id int, amount int, day date")
+    lab.load(STOCK)
+    bench = Workbench(settings, clock=lab.clock)
+    quarantine.dismiss(bench, STOCK, Selection(key="1"), Run("d", "cli"), reason="known", who="ada")
+    bench.close()
+    stock_replayed(lab)
+    assert [(r["row_key"], r["state"]) for r in lab.quarantine(STOCK)] == [("1", "dismissed"), ("2", "replayed")]
+    record = lab.load(STOCK)
+    assert record.quarantined == 2
+    after = [(r["row_key"], r["state"], r["sightings"], r["dismissed_by"]) for r in lab.quarantine(STOCK)]
+    assert after == [("1", "dismissed", 2, "ada"), ("2", "open", 2, None)]
+
+
+def test_a_quarantine_of_before_gets_its_columns_and_its_rows_are_open(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.json", json_lines(row(1, amount=-1), row(2, made_on="soon")))
+    loaded(settings)
+    path = table_path(settings, "bz_things_quarantine")
+    old = lake_reader.read(path)
+    later = {"operation", "rescued_data", "state", "attempts", "replay_batch_id"}
+    later |= {"dismissed_by", "dismissed_at", "dismissed_because"}
+    schema = arrow.schema([field for field in lake_reader_schema(settings) if field.name not in later])
+    rows = arrow.Table.from_pylist([{k: v for k, v in one.items() if k not in later} for one in old], schema=schema)
+    write_deltalake(str(path), rows, mode="overwrite", schema_mode="overwrite")
+    assert "state" not in lake_reader.column_types(path)
+    found = quarantine.summary(Lakehouse(settings.lake), strict(), ALL, NOW)
+    assert [(h.rule, h.state, h.rows, h.attempts) for h in found] == [
+        ("amount_ge", "open", 1, 0),
+        ("parsed", "open", 1, 0),
+    ]
+    assert counts(replayed(settings, dry_run=True)) == (2, 1, 1, 0, 0, 0)
+    drop(settings, "b.json", json_lines(row(3, amount=-1)))
+    loaded(settings)
+    assert {key: one["state"] for key, one in held(settings).items()} == {"1": None, "2": None, "3": "open"}
+    assert counts(replayed(settings)) == (3, 2, 1, 0, 0, 0)
+    assert states(settings) == {"1": ("replayed", 1), "2": ("open", 1), "3": ("replayed", 1)}
+
+
+# Through the job and the command line
+
+
+def test_the_job_and_the_command_line_do_the_same_and_tell_no_value(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people.drop(settings, "a.json", person(1), person(2, visits=-1), person(3, visits=-1))
+    people.loaded(settings)
+    tables = (lenient_people(),)
+    job = replay_job(settings, tables)
+
+    def ran(**config: Any) -> tuple[bool, str]:
+        told = {"ops": {"replay_rows": {"config": {"table": people.NAME} | config}}}
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = job.execute_in_process(run_config=told, raise_on_error=False, instance=instance)
+            records = instance.all_logs(result.run_id)
+        return result.success, "\n".join(str(record) for record in records)
+
+    good, said = ran(key="2", dry_run=True)
+    assert good
+    assert "1 rows would be tried: 1 loaded" in said
+    good, said = ran(key="2")
+    assert good
+    assert "1 rows tried as batch" in said
+    assert not [word for word in ("Zoë", "example.org", "+49") if word in said]
+    good, said = ran(rule="nonsense")
+    assert not good
+    assert "'nonsense' is no rule" in said
+
+    monkeypatch.setattr(quarantine_command, "TABLES", tables)
+    parser = argparse.ArgumentParser()
+    quarantine_command.add_parser(parser.add_subparsers())
+
+    def line(*words: str) -> str:
+        assert quarantine_command.run(settings, tables[0], parser.parse_args(["quarantine", *words])) == 0
+        return capsys.readouterr().out
+
+    assert re.search(r"visits_ge +open +1 .*\n.*visits_ge +replayed +1 ", line("list", people.NAME))
+    assert "1 rows dismissed" in line("dismiss", people.NAME, "--rule", "visits_ge", "--reason", "no member")
+    said = line("replay", people.NAME, "--older-than", "1m")
+    assert "no open row" in said
+    assert set(people.versions(settings)) == {1, 2}
