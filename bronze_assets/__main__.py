@@ -1,5 +1,5 @@
-"""The command line: load, show, capture, accept-schema, access, reveal, rotate-keys. Each calls what a Dagster job or
-reader would call.
+"""The command line: load, show, capture, accept-schema, access, reveal, erase, rotate-keys. Each calls what a Dagster
+job or reader would call.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pyspark.sql import functions as F
 from bronze_assets import access, access_evidence, quarantine_command
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
-from bronze_assets.errors import LakeError, SettingsError
+from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
-from bronze_assets.privacy import reveal, rotation
+from bronze_assets.privacy import erasure, reveal, rotation
 from bronze_assets.privacy.keys import key_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
@@ -68,6 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rotate_parser.add_argument(
         "--retire", type=int, metavar="VERSION", help="instead, remove an old version that nothing needs"
     )
+    erase_parser = commands.add_parser("erase", help="forget persons, for good; safe to repeat")
+    erase_parser.add_argument("--customer", action="append", default=[], metavar="ID", help="a customer")
+    erase_parser.add_argument("--subject", action="append", default=[], metavar="TABLE:KEY", help="a row's person")
+    erase_parser.add_argument("--subjects-from", type=Path, metavar="FILE", help="a file with one TABLE:KEY a line")
+    erase_parser.add_argument(
+        "--reason", default="", help="for the evidence, without the person's name; refused without"
+    )
+    erase_parser.add_argument("--by", default=getpass.getuser(), help="who asks, for the evidence (default: you)")
     quarantine_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
@@ -79,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_capture(settings, status=options.status, drop=options.drop)
         if options.command == "access":
             return write_access(options.catalog, options.output)
+        if options.command == "erase":
+            subjects = [*(f"bz_customers:{key}" for key in options.customer), *options.subject]
+            return erase(settings, subjects, options.subjects_from, reason=options.reason, by=options.by)
         if options.command == "rotate-keys":
             return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
@@ -179,6 +190,22 @@ def reveal_values(
     )
     for line in reveal.as_lines(rows):
         say(line)
+    return 0
+
+
+def erase(settings: Settings, subjects: Sequence[str], file: Path | None, *, reason: str, by: str) -> int:
+    """Forget persons; returns the exit code."""
+    try:
+        more = [] if file is None else file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read ({type(error).__name__}).", "name a text file.") from None
+    wanted = erasure.subjects_of([*subjects, *(line.strip() for line in more if line.strip())], TABLES)
+    if not wanted:
+        raise PrivacyRefused("nobody is named.", "give --customer, --subject or --subjects-from.")
+    by_name = {table.name: table for table in TABLES}
+    with Workbench.open(settings, say=say) as bench:
+        for name, keys in wanted.items():
+            say(erasure.erase(bench, by_name[name], keys, reason=reason, who=by).words)
     return 0
 
 
