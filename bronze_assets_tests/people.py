@@ -90,14 +90,15 @@ def versions(settings: Settings) -> dict[int, dict[str, Any]]:
 class Keys:
     """The keys of a home, from its key file and its table of wrapped keys, by nothing but `cryptography`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, schema: str = SCHEMA, table: str = NAME) -> None:
+        self._schema, self._table = schema, table
         told = json.loads((settings.home / "keys" / "master.key").read_text())
         self.master = {int(number): base64.b64decode(text) for number, text in told["versions"].items()}
         self.subjects: dict[str, bytes] = {}
-        for row in lake_reader.read(path(settings, "bz_subject_keys")):
+        for row in lake_reader.read(settings.lake / schema / "bz_subject_keys"):
             wrapped = bytes(row["wrapped"])
             wrapping = self.derive(self.master[int.from_bytes(wrapped[:2], "big")], "wrap")
-            context = f"{SCHEMA}/{row['subject']}".encode()
+            context = f"{schema}/{row['subject']}".encode()
             assert row["subject"] not in self.subjects, "a key is made once"
             self.subjects[row["subject"]] = AESGCM(wrapping).decrypt(wrapped[2:14], wrapped[14:], context)
 
@@ -112,9 +113,9 @@ class Keys:
         """The value that a sealed text holds."""
         mark, _, kind, body = text.split(":")
         assert mark == "enc"
-        owner = NAME if kind == "t" else f"{NAME}/{subject or key_text}"
+        owner = self._table if kind == "t" else f"{self._table}/{subject or key_text}"
         sealed = base64.b64decode(body, validate=True)
-        where = f"{SCHEMA}.{NAME}/{column}/{key_text}".encode()
+        where = f"{self._schema}.{self._table}/{column}/{key_text}".encode()
         return AESGCM(self.subjects[owner]).decrypt(sealed[:12], sealed[12:], where).decode()
 
     def secrets(self) -> list[bytes]:
