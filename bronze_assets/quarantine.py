@@ -192,9 +192,10 @@ def replay(
     rows = _rows(bench.lake, table, selection)
     partition = current_partition(table.cadence, bench.moment())
     attempt = Attempt(table, partition, bench, run, Options(dry_run=dry_run), now)
-    condition = selection.condition(now)
+    # Spark's columns need a session, and a process of its own has none yet.
+    _ = bench.session
     # A whole file has no row here.
-    condition = condition & F.col("raw_row").isNotNull()
+    condition = selection.condition(now) & F.col("raw_row").isNotNull()
     chosen = str(selection)
     told = None
     if corrected is not None:

@@ -39,6 +39,7 @@ HELD = "__held"
 """Which quarantined row a row is of: a struct of `QUARANTINE_IDENTITY`."""
 _BEFORE = "__before"
 _COPIES = "__copies"
+_LAST = "__last"
 _FRESH = "__fresh"
 _OPENED = "__opened_"
 _TEXTS = "map<string, string>"
@@ -98,6 +99,7 @@ class ReplayFrames(Frames):
             F.any_value("reasons").alias(_BEFORE),
             F.any_value("operation").alias(OPERATION),
             F.any_value("rescued_data").alias(RESCUED),
+            F.max(F.struct("last_seen", "last_batch_id")).alias(_LAST),
             copies.alias(_COPIES),
         )
         if self._corrected is not None:
@@ -114,17 +116,22 @@ class ReplayFrames(Frames):
 
     def outcomes(self, judged: DataFrame, _versions: DataFrame | None) -> DataFrame:
         """The judged rows with their outcome."""
-        ranked = Window.partitionBy(*self._keys, POSITION).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
+        # Snapshots have one position where a server commits asynchronously; when they were taken tells them apart.
+        order = [F.col(quality.QUARANTINED), F.col(_LAST)["last_seen"].desc(), F.col("record_hash")]
+        ranked = Window.partitionBy(*self._keys, POSITION).orderBy(*order)
         judged = judged.withColumn("__rank", F.row_number().over(ranked))
         duplicate, unchanged = F.col("__rank") > 1, F.lit(False)
         if self._versions is not None:
             versions = self._of_same_keys(self._versions, judged)
-            there = versions.select(
+            there = versions.groupBy(
                 *(F.col(k).alias(f"__there_{k}") for k in self._keys), F.col("source_position").alias("__there")
-            ).distinct()
+            ).agg(F.collect_set("batch_id").alias("__there_by"), F.max("load_timestamp").alias("__there_at"))
             same = [F.col(k) == F.col(f"__there_{k}") for k in self._keys] + [F.col(POSITION) == F.col("__there")]
             judged = judged.join(there, same, "left")
-            duplicate = duplicate | F.col("__there").isNotNull()
+            last = F.col(_LAST)
+            seen_together = F.array_contains("__there_by", last["last_batch_id"])
+            seen = F.col(FILE).isNotNull() | seen_together | (F.col("__there_at") > last["last_seen"])
+            duplicate = duplicate | (F.col("__there").isNotNull() & seen)
             if self._table.files is None:
                 judged = self._with_neighbours(judged, versions)
                 unchanged = F.col(FILE).isNull() & F.coalesce(F.col("__same"), F.lit(False))
@@ -248,6 +255,7 @@ class ReplayFrames(Frames):
             EXPECTED,
             HELD,
             _BEFORE,
+            _LAST,
             OPERATION,
             *kept,
             held["file_name"].alias(FILE),
