@@ -1,5 +1,5 @@
-"""The command line: load, show, capture, accept-schema, access, reveal, erase, rotate-keys. Each calls what a Dagster
-job or reader would call.
+"""The command line: load, show, capture, accept-schema, access, reveal, erase, rotate-keys, compliance. Each calls
+what a Dagster job or reader would call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
-from bronze_assets.privacy import erasure, reveal, rotation
+from bronze_assets.privacy import compliance, erasure, reveal, rotation
 from bronze_assets.privacy.keys import key_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
@@ -76,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--reason", default="", help="for the evidence, without the person's name; refused without"
     )
     erase_parser.add_argument("--by", default=getpass.getuser(), help="who asks, for the evidence (default: you)")
+    compliance_parser = commands.add_parser(
+        "compliance", help="judge the controls over personal data; exit code 0 also where one fails"
+    )
+    compliance_parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="of compliance.html and .json (default <home>/reports)"
+    )
     quarantine_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
@@ -87,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_capture(settings, status=options.status, drop=options.drop)
         if options.command == "access":
             return write_access(options.catalog, options.output)
+        if options.command == "compliance":
+            return report_compliance(settings, options.output)
         if options.command == "erase":
             subjects = [*(f"bz_customers:{key}" for key in options.customer), *options.subject]
             return erase(settings, subjects, options.subjects_from, reason=options.reason, by=options.by)
@@ -218,6 +226,19 @@ def rotate_keys(settings: Settings, *, retire: int | None) -> int:
         return 0
     for line in rotation.rotate(settings, lake, TABLES, _now).lines():
         say(line)
+    return 0
+
+
+def report_compliance(settings: Settings, output: Path | None) -> int:
+    """Judge the controls over personal data, print those that fail and write the report; returns the exit code: 0 also
+    where one fails, since the report was made.
+    """
+    lake = Lakehouse(settings.lake)
+    report = compliance.compliance(settings, lake, lambda: compliance.existing_ring(settings), TABLES, _now)
+    path = report.write(output or settings.home / compliance.FOLDER)
+    for line in report.lines():
+        say(line)
+    say(f"The report: {path}. The exit code is 0 also where a control fails.")
     return 0
 
 

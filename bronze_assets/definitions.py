@@ -9,6 +9,7 @@ import dagster as dg
 from bronze_assets.catalog import TABLES
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
+from bronze_assets.orchestration.compliance import compliance_jobs
 from bronze_assets.orchestration.erasure import erasure_jobs
 from bronze_assets.orchestration.evolution import accept_schema_job
 from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
@@ -46,6 +47,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         dg.Definitions(jobs=[replay_job(settings, tables)]),
         dg.Definitions(jobs=[accept_schema_job(settings, tables)]) if from_files else dg.Definitions(),
         dg.Definitions(jobs=[*privacy_jobs(settings, tables), *erasure_jobs(settings, tables)]),
+        dg.Definitions(jobs=compliance_jobs(settings, tables)),
     )
 
 

@@ -25,6 +25,7 @@ _PARTS = frozenset(
         "engine",
         "bench",
         "revealed",
+        "reports",
         "ui.json",
     }
 )
