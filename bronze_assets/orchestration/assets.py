@@ -144,6 +144,7 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "backlog_files": record.backlog_files if record.has_files else None,
         "backlog_seconds": record.backlog_seconds,
         "stuck_files": record.stuck_files if record.has_files else None,
+        "stuck": record.stuck,
         "table_bytes": record.table_bytes,
         "table_files": record.table_files,
         "bytes_day_ago": record.bytes_day_ago,
