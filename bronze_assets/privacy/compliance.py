@@ -314,7 +314,8 @@ class _Judge:
         if plain:
             return (
                 f"{RESCUED} is readable in {_listed(plain)}: a misspelt name brings a person's value there.",
-                "let the producer mend the names and send the files again; reload their days.",
+                "let the producer correct the names and deliver the files again under their names: they replace those"
+                " rows. Earlier versions hold them until they are vacuumed.",
             )
         return "No plain text lies there.", ""
 
@@ -354,8 +355,8 @@ class _Judge:
         if named:
             return (
                 f"Plain files: {_listed(named)}.",
-                "move them back to the landing zone and load their days again with `reload`: what is loaded is archived"
-                " encrypted. Or remove them, if nobody needs them.",
+                "materialise those days of the table with `reload: true`: its files are archived again, encrypted."
+                " Remove what is plain then: no load knows it.",
             )
         return f"{files:,} archived files, all encrypted.", ""
 
@@ -402,7 +403,8 @@ class _Judge:
                 f"{late:,} keys are more than {MOST_BEHIND} version behind the current one, version {versions[-1]}.",
                 "run `python -m bronze_assets rotate-keys`.",
             )
-        return f"Version {versions[-1]} is current; {older:,} keys are still under the one before.", ""
+        still = f"{older:,} keys are still under the one before" if older else "it wraps all keys"
+        return f"Version {versions[-1]} is current; {still}.", ""
 
     def _private(self) -> tuple[str, str]:
         wrong, there = [], 0
@@ -547,8 +549,8 @@ class _Judge:
             named = [f"{one.table}.{one.column} ({one.kind}, {one.share:.0%})" for one in self._suspects]
             return (
                 f"These look personal: {_listed(named)}.",
-                "give the column a class (`pii=`) in bronze_assets/catalog and load the table anew; if it is nobody's,"
-                " say so there in its description.",
+                "give the column a class in bronze_assets/catalog: `pii=Pii.HIGH` or `Pii.MEDIUM`, and load the table"
+                " anew; or `Pii.LOW`, where everybody may read it.",
             )
         return f"The text columns of {len(self._tables)} tables were looked at.", ""
 
@@ -618,8 +620,11 @@ def _plain_names(row: Mapping[str, Any], hidden: set[str]) -> set[str]:
     if row.get("raw_row") is not None:
         try:
             values = json.loads(row["raw_row"])
+        except ValueError:
+            values = None
+        if isinstance(values, dict):
             plain |= {name for name in {*hidden, LINE} & set(values) if not _is_sealed(values[name])}
-        except (ValueError, TypeError):
+        else:
             plain.add("raw_row")
     return plain
 
