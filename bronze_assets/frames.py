@@ -21,7 +21,7 @@ from bronze_assets import quality
 from bronze_assets.audit import LoadRecord, RuleCount
 from bronze_assets.lakehouse import OPEN, QUARANTINE
 from bronze_assets.privacy.protection import ERASED, Protection
-from bronze_assets.table import METADATA_COLUMNS, BronzeTable
+from bronze_assets.table import METADATA_COLUMNS, RESCUED, BronzeTable
 
 ACTIVE = "ACTIVE"
 DELETED = "DELETED"
@@ -187,6 +187,11 @@ class Frames(abc.ABC):
         return rows.select(
             *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra, *self._added()
         )
+
+    def _rescued(self) -> SparkColumn:
+        """Values under names that the table does not have: of a person, maybe, in a table with personal data."""
+        rescued = F.col(RESCUED)
+        return rescued if self._protection is None else self._protection.sealed(RESCUED, rescued).alias(RESCUED)
 
     def _added(self) -> list[SparkColumn]:
         """Columns of the table that are neither the source's nor metadata."""

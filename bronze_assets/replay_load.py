@@ -325,7 +325,7 @@ class ReplayFrames(Frames):
         return F.col(POSITION)
 
     def _added(self) -> list[SparkColumn]:
-        return [F.col(RESCUED)] if self._table.files is not None else []
+        return [self._rescued()] if self._table.files is not None else []
 
 
 def nothing_said(*names: str) -> list[SparkColumn]:

@@ -101,6 +101,15 @@ def test_the_quarantine_holds_sealed_values_and_sealed_lines(spark: SparkSession
         assert {reason["found"] for reason in hidden} <= {None}
 
 
+def test_a_value_under_a_misspelt_name_is_sealed_too(spark: SparkSession, settings: Settings) -> None:
+    drop(settings, "a.json", {**person(1), "e-mail": "misspelt@example.org"}, person(2))
+    loaded(settings)
+    rows = versions(settings)
+    assert rows[2]["_rescued_data"] is None
+    rescued = Keys(settings).open(rows[1]["_rescued_data"], "_rescued_data", "1")
+    assert json.loads(rescued) == {"e-mail": "misspelt@example.org"}
+
+
 def test_a_changed_row_keeps_its_subjects_key(spark: SparkSession, settings: Settings) -> None:
     drop(settings, "a.json", person(1), person(2))
     loaded(settings)
