@@ -124,6 +124,7 @@ def test_nobody_comes_back_by_a_load_a_reload_or_a_restore(spark: SparkSession, 
     assert {file.name for file in private.glob("*.parquet")} == files, "no file of an earlier version is left"
 
 
+@pytest.mark.slow
 def test_erasing_again_changes_nothing_and_a_killed_one_is_finished(
     spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_an_erasure_without_a_person_or_a_reason_is_refused(
         erased(settings, *keys, **told)
 
 
+@pytest.mark.slow
 def test_thousands_are_erased_in_one_pass(spark: SparkSession, settings: Settings) -> None:
     drop(settings, "a.json", *(person(number) for number in range(1, 3001)))
     loaded(settings)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from pyspark.sql import SparkSession
 
+# Each makes several loads: together they take longer than all other tests of loads.
+pytestmark = pytest.mark.slow
+
 A = TypeVar("A")
 ALL = Selection()
 
