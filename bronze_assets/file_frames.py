@@ -30,6 +30,7 @@ from bronze_assets.sources.files import (
     previous_key,
 )
 from bronze_assets.sources.inspection import Inspected
+from bronze_assets.sources.scope import FileScope
 from bronze_assets.table import RESCUED, BronzeTable
 
 _PERCENTILES = (0.5, 0.05, 0.0)
@@ -68,7 +69,7 @@ class FileFrames(Frames):
         super().__init__(
             session,
             table,
-            scope=files_scope(len(names)),
+            scope=str(FileScope(len(names))),
             now=now,
             today=today,
             extra=() if table.has_personal_data else list(extra),
@@ -306,8 +307,3 @@ class FileFrames(Frames):
             F.max(POSITION).alias("position"),
             moments.alias("arrived"),
         ]
-
-
-def files_scope(count: int) -> str:
-    """A number of files, in words."""
-    return "1 file" if count == 1 else f"{count:,} files"

@@ -8,7 +8,6 @@ be repeated.
 from __future__ import annotations
 
 import datetime as dt
-import hmac
 import json
 import logging
 import uuid
@@ -24,7 +23,7 @@ from bronze_assets.errors import BronzeError, KeyRefused, LakeError, PrivacyRefu
 from bronze_assets.lakehouse import sql_literal
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.redaction import names_key, without
-from bronze_assets.privacy.values import open_sealed, place
+from bronze_assets.privacy.values import hmac_hex, open_sealed, place
 from bronze_assets.quality import LINE
 from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import Ledger
@@ -155,9 +154,7 @@ class _Erasure:
         self._data_keys = DataKeys(bench.lake, bench.ring, table.schema, bench.clock)
         self._subjects = sorted(f"{table.name}/{key}" for key in keys)
         secret = self._data_keys.hmac_key("tombstone")
-        self.hmacs = tuple(
-            hmac.new(secret, f"{table.schema}/{subject}".encode(), sha256).hexdigest() for subject in self._subjects
-        )
+        self.hmacs = tuple(hmac_hex(secret, f"{table.schema}/{subject}") for subject in self._subjects)
 
     def run(self) -> Evidence:
         self._bury()
@@ -165,7 +162,9 @@ class _Erasure:
         if self._lake.exists(self._table.schema, self._table.name):
             versions = self._lake.blank(self._bench.session, self._table, sorted(self._keys), self.id, self._blanked())
         if self._lake.exists(self._table.schema, self._table.quarantine_name):
-            quarantined = self._from_quarantine()
+            quarantined = self._lake.remove_quarantined(
+                self._bench.session, self._table, sorted(self._keys), self._lines(), self.id
+            )
         tokens = self._from_vault()
         files, rows, unreachable = self._from_files()
         if unreachable:
@@ -198,16 +197,8 @@ class _Erasure:
         """Columns of the table that hold something of a person: classified ones, and those that nobody declared."""
         stored = self._lake.read(self._bench.session, self._table.schema, self._table.name).schema.names
         return [c.name for c in self._table.columns if c.pii is not Pii.NONE and c.name in stored] + [
-            name for name in stored if self._is_unclassified(name)
+            name for name in stored if not self._lake.is_known(self._table, name)
         ]
-
-    def _is_unclassified(self, name: str) -> bool:
-        return not self._lake.is_known(self._table, name)
-
-    def _from_quarantine(self) -> int:
-        theirs = set(self._keys)
-        line_hashes = self._lines()
-        return self._lake.remove_quarantined(self._bench.session, self._table, sorted(theirs), line_hashes, self.id)
 
     def _lines(self) -> list[str]:
         """Row hashes of quarantined lines, which are nobody's row, that name one of the keys."""
@@ -285,7 +276,6 @@ class _Erasure:
 
 
 def _line_of(raw_row: str) -> str | None:
-
     value = json.loads(raw_row).get(LINE)
     return value if isinstance(value, str) else None
 
