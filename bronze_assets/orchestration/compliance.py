@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from bronze_assets import audit
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import compliance
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
@@ -21,8 +21,7 @@ def compliance_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[d
 
     @dg.op(description="Judges the controls over personal data; writes HTML and JSON.", out=dg.Out(dg.Nothing))
     def judge_controls(context: dg.OpExecutionContext) -> None:
-        failure = None
-        try:
+        def judge() -> None:
             report = compliance.compliance(
                 settings, Lakehouse(settings.lake), lambda: compliance.existing_ring(settings), tables, _now
             )
@@ -32,11 +31,8 @@ def compliance_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[d
             context.add_output_metadata(
                 {"score": report.score, "failing": len(report.failing), "path": dg.MetadataValue.path(path)}
             )
-        except Exception as error:
-            failure = audit.safe_message(error)
-        if failure is not None:
-            # Outside of the handler, so that Dagster keeps no cause, which may quote a value.
-            raise dg.Failure(description=failure, allow_retries=False)
+
+        without_values(judge)
 
     @dg.job(
         description="Writes the compliance report of personal data; a failing control fails no run.",

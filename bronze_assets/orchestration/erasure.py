@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets import audit
 from bronze_assets.orchestration.resources import LOGGER
+from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import erasure
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
@@ -30,8 +30,7 @@ def erasure_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.J
 
     @dg.op(description="Forgets persons in lake, landing zone and archive, and drops their keys.")
     def erase_subjects(context: dg.OpExecutionContext, config: EraseConfig) -> None:
-        failure = None
-        try:
+        def forget() -> None:
             by_name = {table.name: table for table in tables}
             with Workbench.open(settings, say=LOGGER.info) as bench:
                 for name, keys in erasure.subjects_of(config.subjects, tables).items():
@@ -39,11 +38,8 @@ def erasure_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.J
                         bench, by_name[name], keys, reason=config.reason, who=config.by, run_id=context.run_id
                     )
                     context.log.info(evidence.words)
-        except Exception as error:
-            failure = audit.safe_message(error)
-        if failure is not None:
-            # Outside of the handler, so that Dagster keeps no cause, which may quote a value.
-            raise dg.Failure(description=failure, allow_retries=False)
+
+        without_values(forget)
 
     @dg.job(description="Forgets persons; safe to run again.", executor_def=dg.in_process_executor)
     def erase() -> None:

@@ -6,14 +6,14 @@ Dagster keeps every log and every config of a run, so neither ever holds a value
 # No postponed annotations here: Dagster reads those of an op's function as objects.
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets import audit
-from bronze_assets.errors import BronzeError, PrivacyRefused
+from bronze_assets.errors import PrivacyRefused
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import reveal, rotation
 from bronze_assets.privacy.keys import key_ring
 from bronze_assets.settings import Settings
@@ -66,7 +66,7 @@ def _reveal_job(settings: Settings, tables: dict[str, BronzeTable]) -> dg.JobDef
             path = reveal.write_answer(settings.home, rows, context.run_id)
             return f"{len(rows)} row versions are in {path}; remove the file when you have read it."
 
-        context.log.info(_without_values(answer))
+        context.log.info(without_values(answer))
 
     @dg.job(
         name="reveal", description="Reveals a person's values, with a purpose.", executor_def=dg.in_process_executor
@@ -87,7 +87,7 @@ def _rotate_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefi
                 return f"Version {config.retire} of the master key is removed."
             return "\n".join(rotation.rotate(settings, lake, tables, _now).lines())
 
-        for line in _without_values(done).splitlines():
+        for line in without_values(done).splitlines():
             context.log.info(line)
 
     @dg.job(description="Wraps all keys with a new version of the master key.", executor_def=dg.in_process_executor)
@@ -95,18 +95,6 @@ def _rotate_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefi
         wrap_keys_anew()
 
     return rotate_keys
-
-
-def _without_values(work: Callable[[], str]) -> str:
-    """What `work` says. Of an error that is not our own, only the kind: its message may quote what it stumbled over."""
-    try:
-        return work()
-    except BronzeError as error:
-        message = audit.safe_message(error)
-    except Exception as error:
-        message = f"{type(error).__name__}."
-    # Outside of the handlers, so that Dagster keeps no cause.
-    raise dg.Failure(description=message, allow_retries=False)
 
 
 def _now() -> dt.datetime:

@@ -10,9 +10,10 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets import audit, quarantine
+from bronze_assets import quarantine
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import LoadRefused
+from bronze_assets.orchestration.runs import without_values
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Run, Workbench
@@ -42,8 +43,7 @@ def replay_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefin
 
     @dg.op(description="Replays or dismisses open rows of a table's quarantine.", out=dg.Out(dg.Nothing))
     def replay_rows(context: dg.OpExecutionContext, config: ReplayConfig) -> None:
-        failure = None
-        try:
+        def settle() -> None:
             table = by_name.get(config.table)
             if table is None:
                 raise LoadRefused(f"{config.table!r} is no table.", f"use one of {', '.join(by_name)}.")
@@ -72,11 +72,8 @@ def replay_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefin
                 record = quarantine.replay(bench, table, selection, run, corrected=corrected, dry_run=config.dry_run)
             context.log.info(quarantine.told_of(record))
             context.add_output_metadata(_numbers(record))
-        except Exception as error:
-            failure = audit.safe_message(error)
-        if failure is not None:
-            # Outside of the handler, so that Dagster keeps no cause, which may quote a value.
-            raise dg.Failure(description=failure, allow_retries=False)
+
+        without_values(settle)
 
     @dg.job(
         description="Loads quarantined rows that pass the rules of now, or dismisses them; safe to run again.",

@@ -1,13 +1,20 @@
-"""Runs of this instance: which have not ended, and which will never end because their process is gone."""
+"""Runs of this instance: which have not ended, which will never end because their process is gone, and what is kept of
+a failure where personal data is at work.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from typing import TypeVar
 
 import dagster as dg
 
+from bronze_assets.audit import safe_message
 from bronze_assets.orchestration.assets import PROCESS_TAG
 from bronze_assets.processes import is_running
+
+T = TypeVar("T")
 
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -28,3 +35,17 @@ def close_dead_runs(instance: dg.DagsterInstance) -> None:
             continue
         if not is_running(run.tags[PROCESS_TAG]):
             instance.report_run_failed(run, f"Process {pid}, which executed this run, is gone.")
+
+
+def without_values(work: Callable[[], T]) -> T:
+    """What `work` returns.
+
+    Raises:
+        Failure: it failed; says what `safe_message` says, has no cause, and is not tried again.
+    """
+    try:
+        return work()
+    except Exception as error:
+        message = safe_message(error)
+    # Outside of the handler: Dagster keeps causes and contexts, and theirs may quote a value.
+    raise dg.Failure(description=message, allow_retries=False)
