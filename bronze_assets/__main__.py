@@ -5,6 +5,7 @@ what a Dagster job or reader would call.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime as dt
 import getpass
 import logging
@@ -21,7 +22,7 @@ from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
-from bronze_assets.privacy import compliance, erasure, reveal, rotation
+from bronze_assets.privacy import compliance, erasure, evidence, reveal, rotation
 from bronze_assets.privacy.keys import key_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
@@ -53,9 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accept_parser.add_argument("--by", default=getpass.getuser(), help="who accepts, for the record (default: you)")
     accept_parser.add_argument("--show", action="store_true", help="only show what is different")
     access_parser = commands.add_parser("access", help="the SQL for Unity Catalog: grants, tags, masks, row filters")
-    access_parser.add_argument("--catalog", required=True, help="the catalog of the tables")
+    access_parser.add_argument("--catalog", help="the catalog of the tables (default BRONZE_CATALOG)")
     access_parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="write one file of each; printed by default"
+    )
+    access_parser.add_argument(
+        "--evidence",
+        action="store_true",
+        help="instead, ask Unity Catalog: log who has read by SQL, and compare the grants with the declared ones",
+    )
+    access_parser.add_argument(
+        "--since", metavar="YYYY-MM-DD", help="with --evidence, ask for reads from then on (default: since the last)"
     )
     reveal_parser = commands.add_parser("reveal", help="print a person's values; each attempt is in the access log")
     reveal_parser.add_argument("--table", required=True, choices=[t.name for t in TABLES if t.has_personal_data])
@@ -92,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "capture":
             return run_capture(settings, status=options.status, drop=options.drop)
         if options.command == "access":
-            return write_access(options.catalog, options.output)
+            own = settings if options.catalog is None else dataclasses.replace(settings, catalog=options.catalog)
+            if options.evidence:
+                return collect_evidence(own, options.since)
+            return write_access(own, options.output)
         if options.command == "compliance":
             return report_compliance(settings, options.output)
         if options.command == "erase":
@@ -165,9 +177,23 @@ def accept_schema(settings: Settings, table: BronzeTable, names: Sequence[str], 
     return 0
 
 
-def write_access(catalog: str, output: Path | None) -> int:
+def collect_evidence(settings: Settings, since: str | None) -> int:
+    """Ask Unity Catalog who has read and who may, keep both, and print what is different; returns the exit code: 0 also
+    where a grant differs, since it was found.
+    """
+    now = _now()
+    start = None if since is None else evidence.day(since, now)
+    for line in evidence.collect(settings, Lakehouse(settings.lake), TABLES, now, since=start).lines():
+        say(line)
+    return 0
+
+
+def write_access(settings: Settings, output: Path | None) -> int:
     """Print who may see what as SQL, or write it into a folder; returns the exit code."""
-    files = {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.queries(TABLES, catalog)}
+    catalog = settings.catalog
+    if catalog is None:
+        raise SettingsError("no catalog is named.", "give --catalog, or set BRONZE_CATALOG.")
+    files = {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.query_script(TABLES, catalog)}
     if output is None:
         say("\n".join(f"-- {name}\n{text}" for name, text in files.items()))
         return 0

@@ -2,7 +2,8 @@
 
 Rows come from the public system tables, as dictionaries (structs too), and go in as they are: from
 `information_schema.table_privileges` and its siblings, or SHOW GRANTS; from `system.access.audit`; from
-`system.access.column_lineage`. `queries` makes the SQL that fetches them. Nothing here talks to a platform.
+`system.access.column_lineage`. `queries` is the SQL that fetches them. Nothing here talks to a platform;
+`privacy.evidence` does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from bronze_assets.access import (
     Grant,
@@ -30,6 +31,9 @@ Row = Mapping[str, Any]
 READ = "generateTemporaryTableCredential"
 """The audit event of a read: compute asks for access to a table's files. `getTable` is none: it looks columns up."""
 
+BY_SQL = "sql"
+"""The purpose of a read by SQL in the access log."""
+
 SAME_READ = dt.timedelta(minutes=10)
 """How far apart audit log and lineage may tell of one read."""
 
@@ -41,12 +45,20 @@ class GrantDifference:
     grant: Grant
     missing: bool
 
+    @property
+    def what(self) -> str:
+        """The privilege and its object."""
+        return f"{self.grant.privilege} on the {self.grant.kind.lower()} {'.'.join(self.grant.path)}"
+
+    @property
+    def statement(self) -> str:
+        """The GRANT or REVOKE that mends it."""
+        return self.grant.statement if self.missing else self.grant.revocation
+
     def __str__(self) -> str:
-        grant = self.grant
-        what = f"{grant.privilege} on the {grant.kind.lower()} {'.'.join(grant.path)}"
         if self.missing:
-            return f"{grant.grantee} lacks {what}. Fix: {grant.statement};"
-        return f"{grant.grantee} has {what}, which is not declared. Fix: {grant.revocation};"
+            return f"{self.grant.grantee} lacks {self.what}. Fix: {self.statement};"
+        return f"{self.grant.grantee} has {self.what}, which is not declared. Fix: {self.statement};"
 
 
 def grant_differences(tables: Sequence[BronzeTable], catalog: str, rows: Iterable[Row]) -> list[GrantDifference]:
@@ -114,7 +126,7 @@ class SqlRead:
         who: the person or service principal; behind a group's compute, the person.
         table: `<schema>.<table>`.
         columns: the columns with personal data, where lineage tells them; empty where it does not.
-        purpose: `sql`: nobody was asked for one.
+        purpose: `BY_SQL`: nobody was asked for one.
         how: where it was learnt from.
     """
 
@@ -124,7 +136,7 @@ class SqlRead:
     table: str
     columns: tuple[str, ...]
     how: str
-    purpose: str = "sql"
+    purpose: str = BY_SQL
 
 
 def sql_reads(
@@ -202,20 +214,38 @@ def _who(row: Row) -> str:
 
 def _succeeded(row: Row) -> bool:
     # Without an answer in the log, a read counts.
-    return (row.get("response") or {}).get("status_code") in (None, 200)
+    # The API gives a number within a struct as a text.
+    return str((row.get("response") or {}).get("status_code") or 200) == "200"
 
 
 def _near(row: Row, others: Iterable[Row]) -> bool:
     return any(abs(row["event_time"] - other["event_time"]) <= SAME_READ for other in others)
 
 
-_QUERIES = """What `access_evidence` compares and reads. Run as one who may see all grants of the catalog (its owner,
-or an admin of the metastore) and with SELECT on system.access. `:since` is a timestamp; events come late, so let it
-lie a day before the last run: what is met again has the same event_id."""
+_QUERIES = """What `python -m bronze_assets access --evidence` asks, to be reviewed or run by hand, as one who may see
+all grants of the catalog (its owner, or an admin of the metastore) and with SELECT on system.access. `:since` and
+`:until` are timestamps; events come late, so let `:since` lie a day before the last run: what is met again has the same
+event_id."""
 
 
-def queries(tables: Sequence[BronzeTable], catalog: str) -> str:
-    """The SQL that fetches what `grant_differences` and `sql_reads` take, as one file.
+class Queries(NamedTuple):
+    """The SQL that fetches what `grant_differences` takes, and the `audit` and `lineage` of `sql_reads`.
+
+    The last two have the named markers `:since` and `:until`: timestamps, the second exclusive.
+    """
+
+    privileges: str
+    audit: str
+    lineage: str
+
+
+def query_script(tables: Sequence[BronzeTable], catalog: str) -> str:
+    """The queries as one file; raises as `queries` does."""
+    return script(_QUERIES, queries(tables, catalog))
+
+
+def queries(tables: Sequence[BronzeTable], catalog: str) -> Queries:
+    """The queries for these tables.
 
     Raises:
         SettingsError: the catalog cannot have that name.
@@ -223,6 +253,11 @@ def queries(tables: Sequence[BronzeTable], catalog: str) -> str:
     view = quoted(checked_catalog(catalog), "information_schema")
     own = ", ".join(literal(schema.lower()) for schema in schemas(tables))
     names = ",\n  ".join(literal(name) for name in _watched(tables, catalog))
+    # The system tables are laid out by date, in a time zone that need not be the session's.
+    period = (
+        "WHERE event_date BETWEEN date_sub(to_date(:since), 1) AND date_add(to_date(:until), 1)\n"
+        "AND event_time >= :since AND event_time < :until"
+    )
     privileges = (
         "SELECT grantee, table_catalog, table_schema, table_name, privilege_type, inherited_from\n"
         f"FROM {view}.table_privileges\nWHERE table_schema IN ({own})\n"
@@ -237,8 +272,7 @@ def queries(tables: Sequence[BronzeTable], catalog: str) -> str:
         "SELECT event_id, event_time, user_identity, identity_metadata, source_ip_address, action_name, request_params,"
         " response\n"
         "FROM system.access.audit\n"
-        # The system tables are laid out by date, in a time zone that need not be the session's.
-        "WHERE event_date >= date_sub(to_date(:since), 1) AND event_time >= :since\n"
+        f"{period}\n"
         f"AND service_name = 'unityCatalog' AND action_name = {literal(READ)}\n"
         f"AND lower(request_params['table_full_name']) IN (\n  {names}\n)"
     )
@@ -246,7 +280,7 @@ def queries(tables: Sequence[BronzeTable], catalog: str) -> str:
         "SELECT event_id, event_time, created_by, entity_type, statement_id, source_table_full_name,"
         " source_column_name\n"
         "FROM system.access.column_lineage\n"
-        "WHERE event_date >= date_sub(to_date(:since), 1) AND event_time >= :since\n"
+        f"{period}\n"
         f"AND lower(source_table_full_name) IN (\n  {names}\n)"
     )
-    return script(_QUERIES, [privileges, audit, lineage])
+    return Queries(privileges, audit, lineage)

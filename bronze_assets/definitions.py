@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from bronze_assets.catalog import TABLES
+from bronze_assets.orchestration.access import access_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
@@ -48,6 +49,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         dg.Definitions(jobs=[accept_schema_job(settings, tables)]) if from_files else dg.Definitions(),
         dg.Definitions(jobs=[*privacy_jobs(settings, tables), *erasure_jobs(settings, tables)]),
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
+        access_definitions(settings, tables),
     )
 
 

@@ -98,6 +98,10 @@ class KeyRefused(BronzeError):
     """
 
 
+class WarehouseError(BronzeError):
+    """A SQL warehouse cannot be asked, or has not answered a query. The message holds none of its words."""
+
+
 class PrivacyRefused(BronzeError):
     """A person's values were asked for in a way in which they are not given; the attempt is in the access log."""
 

@@ -25,6 +25,8 @@ MASTER_KEY_SOURCE = re.compile(
     r"|databricks-secret://(?P<scope>[A-Za-z0-9_.@-]{1,128})/(?P<key>[A-Za-z0-9_.@-]{1,128})"
 )
 
+CATALOG_NAME = re.compile(r"[^\s./;`'\x00-\x1f\x7f]{1,255}")
+
 
 class Environment(enum.StrEnum):
     """Where the platform runs. Only `local` can load in this release; the others describe the same tables."""
@@ -74,6 +76,11 @@ class Settings:
             `file:<path>`, `azure-keyvault://<vault>/<secret>` or `databricks-secret://<scope>/<key>`, as
             `MASTER_KEY_SOURCE` reads it. Default `file:<home>/keys/master.key`, in the local environment only; the
             others must name one. `privacy.keys` reads what is there.
+        catalog: `BRONZE_CATALOG`, the catalog of the tables on Unity Catalog. Default None: there is no Unity Catalog.
+        sql_warehouse: `BRONZE_SQL_WAREHOUSE`, the id of the Databricks SQL warehouse that is asked for grants and for
+            reads by SQL. No default.
+        platform_principals: `BRONZE_PLATFORM_PRINCIPALS`, separated by commas: the application ids of the service
+            principals under which the platform loads and reveals, whose reads are logged already. No default.
         start_date: `BRONZE_START_DATE`, the first partition (UTC). Default 2026-01-01.
         business_time_zone: `BRONZE_TIME_ZONE`, in which "today" is taken for business dates. Default UTC.
         read_connections: `BRONZE_READ_CONNECTIONS`, parallel JDBC reads of one large table. Default 2.
@@ -97,6 +104,9 @@ class Settings:
     archive: str
     capture: CaptureMode = CaptureMode.OFF
     discovery: Discovery = Discovery.LISTING
+    catalog: str | None = None
+    sql_warehouse: str | None = None
+    platform_principals: frozenset[str] = frozenset()
     start_date: dt.date = dt.date(2026, 1, 1)
     business_time_zone: str = "UTC"
     read_connections: int = 2
@@ -169,6 +179,11 @@ class Settings:
             archive=_archive(environ, landing),
             capture=CaptureMode(mode),
             discovery=Discovery(discovery),
+            catalog=_catalog(environ),
+            sql_warehouse=_sql_warehouse(environ),
+            platform_principals=frozenset(
+                name.strip() for name in environ.get("BRONZE_PLATFORM_PRINCIPALS", "").split(",") if name.strip()
+            ),
             start_date=start_date,
             business_time_zone=zone,
             read_connections=_positive(environ, "BRONZE_READ_CONNECTIONS", 2),
@@ -269,6 +284,26 @@ def _master_key(environ: Mapping[str, str], environment: Environment, home: Path
         # What was given is not shown: it may be the key.
         raise SettingsError("BRONZE_MASTER_KEY does not name a place.", f"use {places}, never the key itself.")
     return reference
+
+
+def _catalog(environ: Mapping[str, str]) -> str | None:
+    name = environ.get("BRONZE_CATALOG")
+    if name and not CATALOG_NAME.fullmatch(name):
+        raise SettingsError(
+            f"BRONZE_CATALOG={name!r} is no name that Unity Catalog takes.",
+            "name a catalog, without spaces, periods, semicolons, slashes and quotes.",
+        )
+    return name or None
+
+
+def _sql_warehouse(environ: Mapping[str, str]) -> str | None:
+    name = environ.get("BRONZE_SQL_WAREHOUSE")
+    if name and not re.fullmatch("[A-Za-z0-9-]{1,64}", name):
+        raise SettingsError(
+            f"BRONZE_SQL_WAREHOUSE={name!r} is not the id of a warehouse.",
+            "use what stands after /warehouses/ in its HTTP path, for example 1234567890abcdef.",
+        )
+    return name or None
 
 
 def _positive(environ: Mapping[str, str], variable: str, default: int) -> int:

@@ -42,7 +42,7 @@ DRIVERS = BronzeTable("fleet_bronze", "fleet.Drivers", Drivers, Cadence.DAILY, "
 
 
 def generated(catalog: str = "dev") -> dict[str, str]:
-    return {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.queries(TABLES, catalog)}
+    return {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.query_script(TABLES, catalog)}
 
 
 def statements(text: str) -> list[str]:
@@ -237,7 +237,7 @@ def test_auditors_read_logs_and_nothing_else() -> None:
     seen = {
         grant.path[-1] for grant in grants(TABLES, "dev") if grant.grantee == Role.AUDITORS and grant.kind == "TABLE"
     }
-    assert seen == {"bz_audit_log", "bz_schema_versions", access.ACCESS_LOG, access.ERASURE_LOG}
+    assert seen == {"bz_audit_log", "bz_schema_versions", access.ACCESS_LOG, access.ERASURE_LOG, access.GRANT_CHECKS}
 
 
 def test_engineers_do_not_read_who_read_what() -> None:
@@ -306,8 +306,8 @@ def test_a_missing_grant_is_named_with_its_statement() -> None:
     (missing,) = grant_differences(TABLES, "dev", rows_of(DECLARED[:-1]))
     assert missing == GrantDifference(DECLARED[-1], missing=True)
     assert str(missing) == (
-        "bronze_auditors lacks SELECT on the table dev.manufacturing_bronze.bz_schema_versions."
-        " Fix: GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bronze_auditors`;"
+        "bronze_auditors lacks SELECT on the table dev.manufacturing_bronze.bz_grant_checks."
+        " Fix: GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;"
     )
 
 

@@ -29,18 +29,22 @@ class Report(Findings):
 
     @property
     def score(self) -> int:
-        """The share of controls that hold, in percent, rounded down: 100 only where all do."""
-        return 100 * sum(control.holds for control in self.controls) // max(1, len(self.controls))
+        """The share of the controls that hold, of those that apply, in percent, rounded down: 100 only where all do."""
+        return 100 * (len(self._applying) - len(self.failing)) // max(1, len(self._applying))
 
     @property
     def failing(self) -> tuple[Control, ...]:
         """The controls that do not hold."""
-        return tuple(control for control in self.controls if not control.holds)
+        return tuple(control for control in self.controls if control.holds is False)
+
+    @property
+    def _applying(self) -> tuple[Control, ...]:
+        return tuple(control for control in self.controls if control.holds is not None)
 
     def lines(self) -> list[str]:
         """The score and the failing controls, for a terminal."""
-        held = len(self.controls) - len(self.failing)
-        lines = [f"Compliance: {self.score} %; {held} of {len(self.controls)} controls hold."]
+        held = len(self._applying) - len(self.failing)
+        lines = [f"Compliance: {self.score} %; {held} of {len(self._applying)} controls hold."]
         for control in self.failing:
             lines += [f"FAILS  {control.title}", f"       {control.sentence}", f"       Fix: {control.fix}"]
         return lines

@@ -34,15 +34,16 @@ summary { cursor: pointer; padding: .3rem 0; }
 @media print { body { background: #fff; } article { break-inside: avoid; } }
 """
 
-_COUNTS = ("attempts", "purposes", "answered", "refused", "failed")
+_COUNTS = ("attempts", "by_sql", "purposes", "answered", "refused", "failed")
 
 
 def page(report: Mapping[str, Any]) -> str:
     """The page of a report, given as `Report.to_json` writes it."""
-    failing = [control for control in report["controls"] if not control["holds"]]
+    failing = [control for control in report["controls"] if control["holds"] is False]
     holding = [control for control in report["controls"] if control["holds"]]
+    idle = [control for control in report["controls"] if control["holds"] is None]
     mood = "bad" if failing else "good"
-    told = f"{len(holding)} of {len(report['controls'])} controls hold"
+    told = f"{len(holding)} of {len(holding) + len(failing)} controls hold"
     parts = [
         "<header>",
         f'<div class="score {mood}">{report["score"]} %</div>',
@@ -56,6 +57,9 @@ def page(report: Mapping[str, Any]) -> str:
         parts.append('<article><p class="good">Nothing to do.</p></article>')
     parts.append(f"<h2>What holds: {len(holding)}</h2>")
     parts.append(_table(["Control", "Found"], [[c["title"], c["sentence"]] for c in holding], "Nothing."))
+    if idle:
+        parts.append(f"<h2>What does not apply: {len(idle)}</h2>")
+        parts.append(_table(["Control", "Why"], [[c["title"], c["sentence"]] for c in idle], "Nothing."))
     parts += _facts(report)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -100,14 +104,20 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
         _table(["State", "Evidence"], [list(one) for one in left], "None is left to finish."),
         "<h2>Who read personal data</h2>",
         _table(
-            ["Who", "#Attempts", "#Purposes", "#Answered", "#Refused", "#Failed"],
+            ["Who", "#Attempts", "#By SQL", "#Purposes", "#Answered", "#Refused", "#Failed"],
             [[a["who"], *(a[name] for name in _COUNTS)] for a in report["access"]],
             "Nobody, so far as the access log knows.",
         ),
+        *_grants(report["grants"]),
         f"<details><summary>Classified columns: {len(columns)}</summary>",
         _table(["Table", "Column", "Class", "#Values", "#Protected"], columns, "No table is loaded yet."),
         "</details>",
     ]
+
+
+def _grants(grants: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [[g["grantee"], "lacks" if g["missing"] else "has", g["what"], _Code(g["statement"] + ";")] for g in grants]
+    return ["<h2>Grants that are not as declared</h2>", _table(["Who", "", "What", "Statement"], rows, "None.")]
 
 
 def _share(column: Mapping[str, Any]) -> str:
@@ -130,7 +140,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], nothing: str) ->
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+class _Code(str):
+    """SQL, whose backticks are its own."""
+
+
 def _cell(value: Any) -> str:
+    if isinstance(value, _Code):
+        return f"<code>{escape(value)}</code>"
     return f"{value:,}" if isinstance(value, int) else _words(str(value))
 
 

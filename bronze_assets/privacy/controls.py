@@ -17,13 +17,15 @@ import pyarrow as pa
 import pyspark.sql.types as T
 from deltalake import DeltaTable
 
-from bronze_assets.access import ACCESS_LOG, ERASURE_LOG, SUBJECT_KEYS, TOKEN_VAULT, schemas
+from bronze_assets.access import ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS, SUBJECT_KEYS, TOKEN_VAULT, schemas
+from bronze_assets.access_evidence import BY_SQL
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import OPEN, Lakehouse
 from bronze_assets.privacy.access_log import Outcome
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.detector import Suspect, Unclassified, quoted, suspects, unclassified
+from bronze_assets.privacy.evidence import Difference, last_checks
 from bronze_assets.privacy.keys import KeyRing
 from bronze_assets.quality import LINE
 from bronze_assets.settings import Settings
@@ -36,6 +38,8 @@ QUARANTINE_DAYS: Final = 30
 """Days that a row with personal data may wait in quarantine: as long as removed files are kept for time travel."""
 ERASURE_HOURS: Final = 24
 """Hours after which an erasure that has begun and not ended counts as killed, and not as at work."""
+GRANT_DAYS: Final = 7
+"""Days after which a comparison of the grants says nothing of those of now."""
 
 # Of DataFusion, in full: a plain text may begin like a sealed one.
 _FORMS = {Pii.HIGH: "^enc:[1-9][0-9]{0,4}:[st]:[A-Za-z0-9+/]+={0,2}$", Pii.MEDIUM: "^tok:[0-9a-f]{64}$"}
@@ -50,14 +54,14 @@ class Control:
     Attributes:
         name: for programs, stable.
         title: what is to hold.
-        holds: whether it does.
+        holds: whether it does; None where it does not apply.
         sentence: what was found.
-        fix: what to do; empty if it holds.
+        fix: what to do; empty unless it fails.
     """
 
     name: str
     title: str
-    holds: bool
+    holds: bool | None
     sentence: str
     fix: str = ""
 
@@ -101,7 +105,7 @@ class Erasures:
 
 @dataclass(frozen=True)
 class Reader:
-    """Who read personal data: attempts by outcome, and for how many different purposes."""
+    """Who read personal data: attempts by outcome, for how many different purposes, and how many of them by SQL."""
 
     who: str
     attempts: int
@@ -109,6 +113,7 @@ class Reader:
     answered: int
     refused: int
     failed: int
+    by_sql: int
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,9 @@ class Findings:
 
     Attributes:
         at: when, UTC.
-        controls: failing ones first, each part by how much is at stake.
+        controls: failing ones first, those that do not apply last, each part by how much is at stake.
         unclassified, suspects: columns that nobody classified.
+        grants: of Unity Catalog, those that were not as declared when they were last compared.
     """
 
     at: dt.datetime
@@ -129,6 +135,7 @@ class Findings:
     quarantine: tuple[Waiting, ...]
     erasures: Erasures
     access: tuple[Reader, ...]
+    grants: tuple[Difference, ...]
 
 
 def judge(
@@ -170,6 +177,7 @@ class _Judge:
         self._waiting: list[Waiting] = []
         self._erasures = Erasures(0, 0, (), ())
         self._readers: tuple[Reader, ...] = ()
+        self._differences: tuple[Difference, ...] = ()
 
     def findings(self) -> Findings:
         # By what is at stake: values that can be read now, then keys, then evidence and order.
@@ -181,25 +189,27 @@ class _Judge:
             _checked("master_key", "The master key is here and is this lake's", self._master_key),
             _checked("keys_current", "Keys are wrapped with a current version of the master key", self._keys_current),
             _checked("private_tables", "Keys and vault keep no statistics, change feed or removed file", self._private),
+            _checked("grants", "Grants on Unity Catalog are as declared", self._grants),
             _checked("erasures_failed", "No erasure has failed", self._failed),
             _checked("erasures_open", "Every erasure that began has ended", self._open),
             _checked("suspects", "No unclassified column looks personal", self._look),
             _checked("unclassified", "Every column with values has been declared", self._undeclared),
             _checked("declared_text", "Every High and Medium column is declared STRING", self._declared),
-            _checked("append_only", "Audit, access and erasure logs are append-only", self._append_only),
+            _checked("append_only", "Logs of loads, access, erasures and grants are append-only", self._append_only),
             _checked("purposes", "Who read personal data gave a purpose", self._access),
             _checked("retention", "Tables with personal data keep removed files 30 days at most", self._retention),
             _checked("quarantine_age", f"No personal row waits in quarantine over {QUARANTINE_DAYS} days", self._age),
         ]
         return Findings(
             self._now,
-            tuple(sorted(controls, key=lambda control: control.holds)),
+            tuple(sorted(controls, key=lambda control: (control.holds is None, control.holds or False))),
             tuple(self._columns),
             tuple(self._unclassified),
             tuple(self._suspects),
             tuple(self._waiting),
             self._erasures,
             self._readers,
+            self._differences,
         )
 
     def _declared(self) -> tuple[str, str]:
@@ -375,10 +385,39 @@ class _Judge:
             )
         return f"{there} tables of keys and tokens are kept as they are to be.", ""
 
+    def _grants(self) -> tuple[str, str | None]:
+        catalog = self._settings.catalog
+        if catalog is None:
+            return "Does not apply: no Unity Catalog is configured (BRONZE_CATALOG).", None
+        again = (
+            "run `python -m bronze_assets access --evidence` or the job `access_evidence`; its schedule does so daily."
+        )
+        checks = last_checks(self._lake, self._tables, catalog)
+        if missing := [schema for schema, check in checks.items() if check is None]:
+            return f"Nobody has compared those of {', '.join(missing)} in the catalog {catalog} yet.", again
+        known = [check for check in checks.values() if check is not None]
+        # What concerns a whole catalog stands with each of its schemas.
+        self._differences = tuple(dict.fromkeys(one for check in known for one in check.differences))
+        oldest = min((check.at for check in known), default=self._now)
+        if self._differences:
+            # An address is a person's, and this sentence stands in logs; the report's table names it.
+            named = [
+                f"{'a person' if '@' in one.grantee else one.grantee} {'lacks' if one.missing else 'has'} {one.what}"
+                for one in self._differences
+            ]
+            return (
+                f"{len(named)} are different, compared {oldest:%F %H:%M} UTC: {_listed(named)}.",
+                "run the statements of `compliance.json` (`grants`), or declare the grants in bronze_assets/access.py;"
+                f" then {again}",
+            )
+        if self._now - oldest > dt.timedelta(days=GRANT_DAYS):
+            return f"They were last compared {oldest:%F %H:%M} UTC, over {GRANT_DAYS} days ago.", again
+        return f"All are as declared, compared {oldest:%F %H:%M} UTC.", ""
+
     def _append_only(self) -> tuple[str, str]:
         wrong, there = [], 0
-        for schema in schemas(self._personal):
-            for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG):
+        for schema in schemas(self._tables):
+            for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS):
                 if (table := self._delta(schema, name)) is None:
                     continue
                 there += 1
@@ -511,13 +550,23 @@ class _Judge:
         without = 0
         outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         purposes: dict[str, set[str]] = defaultdict(set)
+        by_sql: Counter[str] = Counter()
         for schema in schemas(self._personal):
             for row in self._lake.rows(schema, ACCESS_LOG, ["who", "purpose", "outcome"]):
                 outcomes[row["who"]][row["outcome"]] += 1
                 purposes[row["who"]].add(row["purpose"].strip())
+                by_sql[row["who"]] += row["purpose"] == BY_SQL
                 without += row["outcome"] == Outcome.ANSWERED and not row["purpose"].strip()
         readers = [
-            Reader(who, found.total(), len(purposes[who] - {""}), found["answered"], found["refused"], found["failed"])
+            Reader(
+                who,
+                found.total(),
+                len(purposes[who] - {"", BY_SQL}),
+                found["answered"],
+                found["refused"],
+                found["failed"],
+                by_sql[who],
+            )
             for who, found in outcomes.items()
         ]
         self._readers = tuple(sorted(readers, key=lambda reader: (-reader.attempts, reader.who)))
@@ -526,8 +575,14 @@ class _Judge:
                 f"{without:,} reads were answered without a purpose.",
                 f"ask who is named in {ACCESS_LOG}: `reveal` refuses without one, so another program wrote these rows.",
             )
-        attempts, refused = (sum(getattr(one, name) for one in readers) for name in ("attempts", "refused"))
-        return f"{attempts:,} attempts of {len(readers)} readers are logged; {refused:,} were refused.", ""
+        attempts, refused, told = (
+            sum(getattr(one, name) for one in readers) for name in ("attempts", "refused", "by_sql")
+        )
+        return (
+            f"{attempts:,} attempts of {len(readers)} readers are logged; {refused:,} were refused, and {told:,} were"
+            " reads by SQL, which nobody asks for a purpose.",
+            "",
+        )
 
     def _names(self, schema: str, name: str) -> list[str]:
         """The columns of a table; none if it is missing."""
@@ -538,8 +593,10 @@ class _Judge:
         return DeltaTable(str(self._lake.path(schema, name))) if self._lake.exists(schema, name) else None
 
 
-def _checked(name: str, title: str, check: Callable[[], tuple[str, str]]) -> Control:
-    """The control, by what its check found and the fix for it; one that cannot be checked does not hold."""
+def _checked(name: str, title: str, check: Callable[[], tuple[str, str | None]]) -> Control:
+    """The control, by what its check found and the fix for it (None: it does not apply); one that cannot be checked
+    does not hold.
+    """
     try:
         sentence, fix = check()
     except BronzeError as error:
@@ -547,7 +604,7 @@ def _checked(name: str, title: str, check: Callable[[], tuple[str, str]]) -> Con
     except Exception as error:  # of delta-rs and file systems, which may quote what they read
         sentence = f"This could not be checked ({type(error).__name__})."
         fix = "see that lake, landing zone and archive can be read, and make the report again."
-    return Control(name, title, not fix, sentence, fix)
+    return Control(name, title, None if fix is None else not fix, sentence, fix or "")
 
 
 def _plain_names(row: Mapping[str, Any], hidden: set[str]) -> set[str]:

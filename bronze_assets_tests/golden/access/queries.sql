@@ -1,7 +1,8 @@
 -- Made by `python -m bronze_assets access`.
--- What `access_evidence` compares and reads. Run as one who may see all grants of the catalog (its owner,
--- or an admin of the metastore) and with SELECT on system.access. `:since` is a timestamp; events come late, so let it
--- lie a day before the last run: what is met again has the same event_id.
+-- What `python -m bronze_assets access --evidence` asks, to be reviewed or run by hand, as one who may see
+-- all grants of the catalog (its owner, or an admin of the metastore) and with SELECT on system.access. `:since` and
+-- `:until` are timestamps; events come late, so let `:since` lie a day before the last run: what is met again has the same
+-- event_id.
 
 SELECT grantee, table_catalog, table_schema, table_name, privilege_type, inherited_from
 FROM `dev`.`information_schema`.table_privileges
@@ -17,7 +18,8 @@ WHERE catalog_name = 'dev';
 
 SELECT event_id, event_time, user_identity, identity_metadata, source_ip_address, action_name, request_params, response
 FROM system.access.audit
-WHERE event_date >= date_sub(to_date(:since), 1) AND event_time >= :since
+WHERE event_date BETWEEN date_sub(to_date(:since), 1) AND date_add(to_date(:until), 1)
+AND event_time >= :since AND event_time < :until
 AND service_name = 'unityCatalog' AND action_name = 'generateTemporaryTableCredential'
 AND lower(request_params['table_full_name']) IN (
   'dev.inventory_bronze.bz_suppliers',
@@ -31,7 +33,8 @@ AND lower(request_params['table_full_name']) IN (
 
 SELECT event_id, event_time, created_by, entity_type, statement_id, source_table_full_name, source_column_name
 FROM system.access.column_lineage
-WHERE event_date >= date_sub(to_date(:since), 1) AND event_time >= :since
+WHERE event_date BETWEEN date_sub(to_date(:since), 1) AND date_add(to_date(:until), 1)
+AND event_time >= :since AND event_time < :until
 AND lower(source_table_full_name) IN (
   'dev.inventory_bronze.bz_suppliers',
   'dev.inventory_bronze.bz_suppliers_quarantine',
