@@ -20,9 +20,7 @@ from bronze_assets.privacy.protection import Protection
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.schema_versions import USABLE_NAME
 from bronze_assets.sources.files import (
-    ARRIVED,
     CARRIED,
-    FILE,
     OPERATION,
     POSITION,
     UNKNOWN,
@@ -30,6 +28,7 @@ from bronze_assets.sources.files import (
     previous_key,
 )
 from bronze_assets.sources.inspection import Inspected
+from bronze_assets.sources.packing import ARRIVED, FILE
 from bronze_assets.sources.scope import FileScope
 from bronze_assets.table import RESCUED, BronzeTable
 

@@ -28,7 +28,8 @@ from bronze_assets.lakehouse import FOLDED, OPEN, QUARANTINE, QUARANTINE_IDENTIT
 from bronze_assets.privacy.protection import Protection
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.schema_versions import SchemaVersions
-from bronze_assets.sources.files import FILE, OPERATION, POSITION, VALUES, lines_again, micros, parsed
+from bronze_assets.sources.files import OPERATION, POSITION, VALUES, lines_again, micros, parsed
+from bronze_assets.sources.packing import FILE
 from bronze_assets.sources.scope import ReplayScope
 from bronze_assets.table import RESCUED, BronzeTable, Feed
 from bronze_assets.workbench import current_partition

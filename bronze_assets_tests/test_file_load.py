@@ -26,7 +26,7 @@ from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.checks import failed_checks
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import Settings
-from bronze_assets.sources import files
+from bronze_assets.sources import packing
 from bronze_assets.table import Evolution, Loaded, Overwritten
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import settings_for
@@ -764,7 +764,7 @@ def test_rows_of_one_moment_are_versions_by_file_however_they_are_batched(
 def test_small_and_large_files_of_lines_give_the_same_rows(
     spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
-    monkeypatch.setattr(files, "_SMALL", small)
+    monkeypatch.setattr(packing, "SMALL", small)
     bom, crlf = b"\xef\xbb\xbf", b"\r\n"
     drop(settings, "a.json", bom + crlf.join(json.dumps(row(n)).encode() for n in (1, 2)) + crlf)
     drop(settings, "b.json", b"\n\n" + json_lines(row(3)) + b'{"thing_id": 4, "name": "\xff"}\n' + b"\0\n  \nnull")

@@ -9,10 +9,8 @@ expected there.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,15 +25,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from bronze_assets.errors import FileChanged
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.sources.inspection import Inspected, parquet_file, strange_type
 from bronze_assets.sources.landing import LandedFile, LandingZone, staged
+from bronze_assets.sources.packing import ANY, ARRIVED, FILE, NATURAL, Packed, UsualLines, is_packed, pack
 from bronze_assets.table import RESCUED, BronzeTable, Feed
 
-FILE = "__file"
 POSITION = "__position"
-ARRIVED = "__arrived"
 OPERATION = "__operation"
 UNKNOWN = "__unknown"
 CARRIED = "__carried"
@@ -45,20 +41,10 @@ VALUES = "__values"
 _KEYS = "__keys"
 _UTF8 = "__utf8"
 _USUAL = "__usual"
-_SMALL = 4 * 2**20
-"""Bytes up to which a file of JSON lines is packed with others. One row group is about as large."""
-_PACK = pa.schema([("value", pa.binary()), (FILE, pa.string()), (ARRIVED, pa.timestamp("us", tz="UTC"))])
-_CAPTURE_FIELDS = (
-    "__op",
-    "__deleted",
-    "__source_lsn",
-    "__source_ts_ms",
-    "__commit_lsn",
-    "__seq",
-    "__source_epoch",
-    "__unchanged",
-    "__previous_key",
-)
+_POSITIONS = ("__commit_lsn", "__source_lsn")
+_SAID = ("__op", "__deleted", "__source_ts_ms", "__seq", "__source_epoch", "__unchanged", "__previous_key")
+_CAPTURE_FIELDS = (*_POSITIONS, *_SAID)
+_USUAL_FIELDS = dict.fromkeys(_SAID, ANY) | dict.fromkeys(_POSITIONS, NATURAL) | {"__op": '"[crudt]"'}
 # `$` would let a line's end pass.
 _WHOLE = r"^[+-]?[0-9]+(\.0+)?\z"
 # As many digits as a double tells apart.
@@ -91,7 +77,7 @@ class ClaimedFiles:
     epochs: Mapping[str, int]
     staging: Path
     _places: dict[str, str] = field(default_factory=dict)
-    _packs: list[str] = field(default_factory=list)
+    _packs: list[Packed] = field(default_factory=list)
 
     def read(self, session: SparkSession, table: BronzeTable, extra: Mapping[str, T.DataType]) -> DataFrame:
         """The rows of all files as a source frame: declared and extra columns, raw companions, then
@@ -112,12 +98,24 @@ class ClaimedFiles:
         packed: list[Inspected] = []
         groups: dict[tuple[str, tuple[str, ...], str, bool], list[Inspected]] = {}
         for file in self.files:
-            if _is_packed(file, feed):
+            if is_packed(file, feed):
                 packed.append(file)
             else:
                 groups.setdefault((file.file.format, file.columns, file.types, file.multiline), []).append(file)
         usual = [[*known, *_CAPTURE_FIELDS[:-2]], [*known, *_CAPTURE_FIELDS]] if feed.captured else [known]
-        frames = [_json(self._lines(session, packed), feed, usual, (FILE, ARRIVED))] if packed else []
+        types = {c.name: c.type for c in table.columns} | dict(extra)
+        frames: list[DataFrame] = []
+        typed: list[DataFrame] = []
+        if packed:
+            forms = UsualLines.of(types)
+            if feed.captured:
+                forms = UsualLines.of_changes(types, _USUAL_FIELDS, _POSITIONS)
+            pack = self._pack(packed, forms)
+            if pack.others is not None:
+                frames.append(_json(_lines(session, pack.others), feed, usual, (FILE, ARRIVED)))
+            if pack.usual is not None:
+                rows = _usual(_lines(session, pack.usual), forms)
+                typed.append(_typed(rows, table, feed, types, self.epochs, forms))
         for (kind, columns, _, multiline), members in groups.items():
             located = {self.place(file): file for file in members}
             paths = list(located)
@@ -134,7 +132,10 @@ class ClaimedFiles:
             except (PySparkException, Py4JError) as error:
                 raise UnreadableFiles(members) from error
             frames.append(self._with_file(session, frame, located))
-        return _typed(functools.reduce(DataFrame.unionByName, frames), table, feed, known, extra, self.epochs)
+        if frames:
+            together = functools.reduce(DataFrame.unionByName, frames)
+            typed.append(_typed(together, table, feed, types, self.epochs))
+        return functools.reduce(DataFrame.unionByName, typed)
 
     def place(self, file: Inspected) -> str:
         """The path under which Spark reads the file."""
@@ -147,15 +148,10 @@ class ClaimedFiles:
             self._places[file.file.path] = place
         return self._places[file.file.path]
 
-    def _lines(self, session: SparkSession, files: Sequence[Inspected]) -> DataFrame:
-        """The lines of small files, with their `FILE` and `ARRIVED`, from one staged file: opening a file takes Spark
-        longer than reading a hundred lines.
-        """
+    def _pack(self, files: Sequence[Inspected], usual: UsualLines) -> Packed:
         if not self._packs:
-            # A name of its own: Spark remembers the files of a path.
-            target = staged(self.staging, 0, f"-{uuid.uuid4().hex}.parquet")
-            self._packs.append(_pack(self.zone, files, target))
-        return session.read.schema(f"value string, {FILE} string, {ARRIVED} timestamp").parquet(*self._packs)
+            self._packs.append(pack(self.zone, files, self.staging, usual))
+        return self._packs[0]
 
     @staticmethod
     def _with_file(session: SparkSession, frame: DataFrame, located: Mapping[str, Inspected]) -> DataFrame:
@@ -171,52 +167,14 @@ def _ending() -> SparkColumn:
     return F.regexp_extract(F.col("_metadata.file_path"), "([^/]+/[^/]+)$", 1).alias("__ending")
 
 
-def _is_packed(file: Inspected, feed: Feed) -> bool:
-    plain = file.file.format == "json" and not file.file.path.lower().endswith(".gz")
-    return plain and not feed.multiline and file.file.size <= _SMALL
+def _lines(session: SparkSession, path: str) -> DataFrame:
+    return session.read.schema(f"value string, {FILE} string, {ARRIVED} timestamp").parquet(path)
 
 
-def _pack(zone: LandingZone, files: Sequence[Inspected], target: Path) -> str:
-    """Write the lines of files into one Parquet file, each with its file's name and time; returns its path.
-
-    Raises:
-        FileChanged: a file is not what was inspected.
-    """
-    with pq.ParquetWriter(target, _PACK, compression="none", use_dictionary=_PACK.names[1:]) as writer:
-        held: list[tuple[Inspected, bytes]] = []
-        size = 0
-        for file in files:
-            held.append((file, _content(zone, file)))
-            size += file.file.size
-            if size >= _SMALL:
-                writer.write_table(_packed_lines(held))
-                held, size = [], 0
-        if held:
-            writer.write_table(_packed_lines(held))
-    return str(target)
-
-
-def _content(zone: LandingZone, file: Inspected) -> bytes:
-    """The bytes that were inspected."""
-    try:
-        with zone.open(file.file) as stream:
-            content = stream.read()
-    except FileNotFoundError:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != file.content_hash:
-        raise FileChanged(
-            f"{file.file.path!r} was changed or removed while it was being loaded.",
-            "none needed, the next try takes it as it is then; see that files are given their name when complete.",
-        )
-    return content
-
-
-def _packed_lines(files: Sequence[tuple[Inspected, bytes]]) -> pa.Table:
-    lines = pc.split_pattern(pa.array([content for _, content in files], pa.large_binary()), "\n")
-    owner = pc.list_parent_indices(lines)
-    names = pa.array([file.file.path for file, _ in files])
-    moments = pa.array([file.file.modified for file, _ in files], _PACK.field(ARRIVED).type)
-    return pa.table([lines.flatten().cast(pa.binary()), names.take(owner), moments.take(owner)], schema=_PACK)
+def _usual(lines: DataFrame, usual: UsualLines) -> DataFrame:
+    values = F.from_json("value", usual.schema)
+    none = F.lit(None).cast("string")
+    return lines.select(values.alias(VALUES), none.alias(LINE), none.alias(EXPECTED), FILE, ARRIVED)
 
 
 def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], carried: Sequence[str]) -> DataFrame:
@@ -398,20 +356,26 @@ def _typed(
     frame: DataFrame,
     table: BronzeTable,
     feed: Feed,
-    known: Sequence[str],
-    extra: Mapping[str, T.DataType],
+    types: Mapping[str, T.DataType],
     epochs: Mapping[str, int],
+    usual: UsualLines | None = None,
 ) -> DataFrame:
-    types = {c.name: c.type for c in table.columns} | dict(extra)
+    """The source frame of rows with `VALUES`: a map, or for usual rows, which have no other names, a struct."""
     selected: list[SparkColumn] = []
     for name, kind in types.items():
         text = F.col(VALUES)[name]
-        value = parsed(text, kind, feed)
+        if usual is not None and usual.schema[name].dataType == kind:
+            value, raw = text, F.lit(None).cast("string")
+        else:
+            value = parsed(text, kind, feed)
+            raw = F.when(text.isNotNull() & value.isNull(), text)
         selected.append(value.alias(name))
         if not isinstance(kind, T.StringType):
-            selected.append(F.when(text.isNotNull() & value.isNull(), text).alias(raw_column(name)))
-    mine = [*known, *(_CAPTURE_FIELDS if feed.captured else ())]
-    strange = F.when(~F.col(_USUAL), F.map_filter(F.col(VALUES), lambda key, _: ~key.isin(mine)))
+            selected.append(raw.alias(raw_column(name)))
+    mine = [*types, *(_CAPTURE_FIELDS if feed.captured else ())]
+    strange = F.lit(None).cast("map<string, string>")
+    if usual is None:
+        strange = F.when(~F.col(_USUAL), F.map_filter(F.col(VALUES), lambda key, _: ~key.isin(mine)))
     strangers = F.array_sort(F.map_keys(strange))
     selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
 

@@ -1,0 +1,179 @@
+"""Lines of a usual form are read in another way than others: it must be the same rows, whatever the line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandera.pyspark as pa
+import pyarrow.parquet as pq
+import pyspark.sql.types as T
+import pytest
+
+from bronze_assets.settings import Settings
+from bronze_assets.sources import packing
+from bronze_assets.sources.files import _POSITIONS, _USUAL_FIELDS, OPERATION, POSITION, ClaimedFiles
+from bronze_assets.sources.inspection import inspect
+from bronze_assets.sources.landing import LandingZone
+from bronze_assets.sources.packing import Packed, UsualLines, pack
+from bronze_assets.table import BronzeTable, Cadence, Feed, column
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+class Readings(pa.DataFrameModel):
+    reading_id: T.LongType = column(key=True, description="Identifies a reading.")
+    text: T.StringType = column(description="A text.")
+    exact: T.DecimalType = column(dtype_kwargs={"precision": 12, "scale": 4}, description="An exact number.")
+    whole: T.DecimalType = column(dtype_kwargs={"precision": 5, "scale": 0}, description="A number without places.")
+    share: T.DecimalType = column(dtype_kwargs={"precision": 3, "scale": 3}, description="A number below one.")
+    small: T.IntegerType = column(description="A whole number.")
+    good: T.BooleanType = column(description="Yes or no.")
+    day: T.DateType = column(description="A day.")
+    moment: T.TimestampType = column(description="A moment.")
+
+
+NAMES = ("text", "exact", "whole", "share", "small", "good", "day", "moment")
+VALUES = (
+    *("null", "true", "false", "0", "-0", "1", "-1", "7", "21.0", "21.50", "0.0", "-0.0", "-0.5", "0.001", "0.0001"),
+    *("0.1", "0.30000000000000004", "1.1", "12345678.5", "123456789012345.5", "2147483647", "2147483648", "1e5"),
+    *("1E-3", "123456789012345678", "12345678901234567890", "1234567.8912", "1234567.89125", "99999999.9999"),
+    *("999999999.5", "99999", "100000", "-99999", "0.999", "-0.999", "0.9990", "1.0000", "1.00000"),
+    *('""', '"a"', '"null"', '"21.0"', '"-0"', '"1e5"', '"2026-06-01"', '"2026-06-01 10:00:00"', '"2026-13-01"'),
+    *(r'"\u00e9"', '"é\u2028"', r'"a\"b"', r'"\\"', '"\x7f"', '"\x01"', '"true"', '"yes"', "[1]", '{"a": 1}', "nul"),
+    *("01", "1.", ".5", "+1", "NaN", '" 1"', '"0x1F"', r'"\ud800"', '"a": 1', '1, "reading_id": 2', '1, "text": "b"'),
+    '1, "new": 2',
+)
+
+
+def readings(**feed: Any) -> BronzeTable:
+    feed = {"path": "raw/readings"} | feed
+    return BronzeTable(
+        "lab_bronze", "lab.Readings", Readings, Cadence.STREAMING, "Readings.", files=Feed(**feed), source_system="S"
+    )
+
+
+def claimed(settings: Settings, table: BronzeTable, staging: Path) -> ClaimedFiles:
+    assert table.feed is not None
+    zone = LandingZone(settings.landing, settings.archive, None)
+    return ClaimedFiles(zone, inspect(zone, table, zone.files(table.feed)), {"e": 3}, staging)
+
+
+def lines() -> list[str]:
+    good = {"text": "t", "exact": 3.25, "whole": 2, "share": 0.5, "small": 4, "good": True, "day": "2026-06-01"}
+    numbers = itertools.count(1)
+    found = []
+    for name, value in itertools.product(NAMES, VALUES):
+        members = {key: json.dumps(one) for key, one in good.items()} | {name: value}
+        body = ", ".join(f'"{key}": {one}' for key, one in members.items())
+        found.append(f'{{"reading_id": {next(numbers)}, {body}}}')
+    found += [one.replace(": ", ":").replace(", ", ",") for one in found[:3]]
+    found += [
+        found[0] + "\r",
+        found[0] + " ",
+        " " + found[0],
+        "\ufeff" + found[0],
+        found[0] + found[1],
+        "null",
+        "",
+        "  ",
+    ]
+    found += ['{"small": 1, "reading_id": 5}', '{"READING_ID": 6}', '{"reading_id": 1,  "text" : "x"}', "{}", "[]", "{"]
+    return found
+
+
+def test_usual_lines_are_read_as_any_other_line(
+    spark: SparkSession, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(settings.landing) / "raw/readings"
+    folder.mkdir(parents=True)
+    every = lines()
+    for start in range(0, len(every), 40):
+        content = "\n".join(every[start : start + 40]).encode("utf-8", "surrogatepass")
+        (folder / f"{start:04}.json").write_bytes(content + (b"\n\xff\xfe\n" if start == 80 else b""))
+    table = readings()
+
+    def rows(small: int) -> list[Any]:
+        monkeypatch.setattr(packing, "SMALL", small)
+        frame = claimed(settings, table, tmp_path / str(small)).read(spark, table, {})
+        return sorted(repr(row.asDict()) for row in frame.select(*sorted(frame.columns)).collect())
+
+    assert rows(2**22) == rows(0)
+
+
+def packed(settings: Settings, tmp_path: Path, table: BronzeTable, usual: UsualLines, *texts: str) -> Packed:
+    folder = Path(settings.landing) / "raw/readings"
+    folder.mkdir(parents=True)
+    for number, text in enumerate(texts):
+        (folder / f"{number}.json").write_text(text)
+    files = claimed(settings, table, tmp_path)
+    return pack(files.zone, files.files, tmp_path, usual)
+
+
+def values(path: str | None) -> list[str]:
+    return [] if path is None else [line.decode() for line in pq.read_table(path)["value"].to_pylist()]
+
+
+def test_lines_are_usual_by_their_form_alone(settings: Settings, tmp_path: Path) -> None:
+    table = readings()
+    usual = UsualLines.of({c.name: c.type for c in table.columns})
+    forms = ['{"reading_id": 1, "exact": 0.5}', '{"exact":1,"reading_id":2}', '{"reading_id": 3}']
+    others = [
+        '{"reading_id": 1, "reading_id": 2}',
+        '{"reading_id": 4, "double": "x"}',
+        '{"reading_id": 5, "new": 1}',
+        "[",
+    ]
+    found = packed(settings, tmp_path, table, usual, "\n".join(forms + others), "\n".join([*others, "", *forms]))
+    assert sorted(values(found.usual)) == sorted(forms * 2)
+    assert sorted(values(found.others)) == sorted(others * 2)
+
+
+def test_files_without_a_line_are_read_as_no_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    table = readings()
+    found = packed(settings, tmp_path, table, UsualLines.of({"reading_id": T.LongType()}), "\n\n", "\n")
+    assert found.usual is None
+    assert values(found.others) == []
+    assert claimed(settings, table, tmp_path / "again").read(spark, table, {}).count() == 0
+
+
+def test_a_change_without_its_position_is_not_usual(
+    spark: SparkSession, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = readings(captured=True)
+    change = {"reading_id": 1, "text": "a", "__op": "u", "__commit_lsn": 77, "__seq": 4, "__source_epoch": "e"}
+    change |= {"__source_ts_ms": 1_780_000_000_000, "__deleted": "false", "__source_lsn": 70}
+    strange: list[dict[str, Any]] = [{"__commit_lsn": None}, {"__commit_lsn": -5}, {"__op": "x"}, {"__op": 1}]
+    others = [json.dumps(change | one) for one in strange]
+    others.append(json.dumps({name: value for name, value in change.items() if not name.endswith("lsn")}))
+    usual = UsualLines.of_changes({c.name: c.type for c in table.columns}, _USUAL_FIELDS, _POSITIONS)
+    text = "\n".join([json.dumps(change), json.dumps(change | {"__op": "d"}), *others])
+    found = packed(settings, tmp_path / "pack", table, usual, text)
+    assert len(values(found.usual)) == 2
+    assert sorted(values(found.others)) == sorted(others)
+
+    def read(small: int) -> list[Any]:
+        monkeypatch.setattr(packing, "SMALL", small)
+        frame = claimed(settings, table, tmp_path / str(small)).read(spark, table, {})
+        return sorted(repr(row.asDict()) for row in frame.select(*sorted(frame.columns)).collect())
+
+    rows = read(2**22)
+    assert rows == read(0)
+    assert sum(f"'{POSITION}': '0003/000000000000004D/0000000004'" in row for row in rows) == 2
+    # Without a commit's position, a change has its own.
+    assert sum(f"'{POSITION}': '0003/0000000000000046/0000000004'" in row for row in rows) == 1
+    assert sum(re.search(f"'{OPERATION}': 'd'", row) is not None for row in rows) == 1
+
+
+def test_names_of_any_kind_make_no_pattern(settings: Settings, tmp_path: Path) -> None:
+    usual = UsualLines.of({"a.b": T.StringType(), "c(": T.StringType(), "d\\e": T.StringType(), "F": T.LongType()})
+    table = readings()
+    good = ['{"a.b": 1, "c(": "x"}']
+    others = ['{"axb": 1, "c(": "x"}', '{"F": 1}', json.dumps({"d\\e": 1})]
+    found = packed(settings, tmp_path, table, usual, "\n".join(good + others))
+    assert values(found.usual) == good
+    assert sorted(values(found.others)) == sorted(others)
