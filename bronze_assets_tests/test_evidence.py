@@ -346,7 +346,7 @@ def test_the_job_tells_counts_and_names_nobody(warehouse: FakeWarehouse, setting
     assert result.success
     (told,) = [event.step_output_data.metadata for event in result.all_events if event.is_successful_output]
     assert {name: told[name].value for name in told} == {"reads": 1, "new": 1, "differences": 1}
-    assert "1 reads by SQL since" in kept
+    assert "UTC: 1, new in the access log: 1. Grants that are not as declared: 1." in kept
     assert EVE not in kept
     assert [row["event_id"] for row in log(settings)] == ["e1"]
     run_ids = Lakehouse(settings.lake).rows(SCHEMA, GRANT_CHECKS, ["run_id"])
@@ -388,8 +388,8 @@ def test_the_command_prints_counts_and_each_difference_with_its_statement(
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()
     assert re.fullmatch(
-        r"1 reads by SQL since \d{4}-\d\d-\d\d \d\d:\d\d UTC, 1 of them new in the access log;"
-        r" 1 grants differ from the declared ones\.",
+        r"Reads by SQL since \d{4}-\d\d-\d\d \d\d:\d\d UTC: 1, new in the access log: 1\."
+        r" Grants that are not as declared: 1\.",
         first,
     )
     assert second == (

@@ -80,10 +80,9 @@ class Evidence:
     @property
     def words(self) -> str:
         """The counts; names nobody."""
-        differ = len(self.differences)
         return (
-            f"{self.reads:,} reads by SQL since {self.since:%F %H:%M} UTC, {self.new:,} of them new in the access log;"
-            f" {f'{differ:,} grants differ from' if differ else 'the grants are'} the declared ones."
+            f"Reads by SQL since {self.since:%F %H:%M} UTC: {self.reads:,}, new in the access log: {self.new:,}."
+            f" Grants that are not as declared: {len(self.differences):,}."
         )
 
     def lines(self) -> list[str]:
