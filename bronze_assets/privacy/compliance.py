@@ -1,5 +1,4 @@
-"""The compliance report: which controls over personal data hold now (`controls` judges them), with a score, as HTML and
-JSON.
+"""The compliance report: the controls over personal data that hold now and those that do not, a score, HTML and JSON.
 
 It names tables, columns, counts and ids of evidence, and never a value, a key or a row.
 """
@@ -10,22 +9,45 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import compliance_page
-from bronze_assets.privacy.controls import Control, Findings, judge
+from bronze_assets.privacy.controls import Control
+from bronze_assets.privacy.detector import Suspect, Unclassified
+from bronze_assets.privacy.evidence import Difference
 from bronze_assets.privacy.keys import KeyRing, key_ring
+from bronze_assets.privacy.protection_controls import ClassifiedColumn, ProtectionControls
+from bronze_assets.privacy.record_controls import Erasures, Reader, RecordControls, Waiting
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
 
 FOLDER: Final = "reports"
 
 
-class Report(Findings):
-    """The report: the findings, with a score and in forms to read."""
+@dataclass(frozen=True)
+class Report:
+    """The report.
+
+    Attributes:
+        at: when it was made, UTC.
+        controls: failing ones first, those that do not apply last, each part by how much is at stake.
+        unclassified, suspects: columns that nobody classified.
+        grants: of Unity Catalog, those that were not as declared when they were last compared.
+    """
+
+    at: dt.datetime
+    controls: tuple[Control, ...]
+    columns: tuple[ClassifiedColumn, ...]
+    unclassified: tuple[Unclassified, ...]
+    suspects: tuple[Suspect, ...]
+    quarantine: tuple[Waiting, ...]
+    erasures: Erasures
+    access: tuple[Reader, ...]
+    grants: tuple[Difference, ...]
 
     @property
     def score(self) -> int:
@@ -83,8 +105,26 @@ def compliance(
     tables: Sequence[BronzeTable],
     clock: Callable[[], dt.datetime],
 ) -> Report:
-    """The report of what `judge` finds, with the same arguments."""
-    return Report(**vars(judge(settings, lake, ring, tables, clock)))
+    """Judge every control; one that cannot be checked does not hold. No row of the lake is changed.
+
+    Args:
+        ring: gives the master key, and must not make one; called only where there are keys to open.
+        tables: all declared ones; those with personal data are judged, and all of them for unclassified columns.
+    """
+    stored = ProtectionControls(settings, lake, tables, clock, ring)
+    records = RecordControls(settings, lake, tables, stored.now)
+    controls = [*stored.judged(), *records.judged()]
+    return Report(
+        stored.now,
+        tuple(sorted(controls, key=lambda control: (control.holds is None, control.holds or False))),
+        tuple(stored.columns),
+        tuple(records.unclassified),
+        tuple(records.suspects),
+        tuple(records.waiting),
+        records.erasures,
+        records.readers,
+        records.differences,
+    )
 
 
 def existing_ring(settings: Settings) -> KeyRing:
