@@ -93,7 +93,9 @@ class SqlWarehouse:
         try:
             return list(self._read(done))
         except (ValueError, TypeError, AttributeError):
-            raise self._odd() from None
+            fault = self._odd()
+        # Outside of the handler: what could not be read would be kept with the error.
+        raise fault
 
     def _ended(self, response: StatementResponse, deadline: float) -> StatementResponse:
         """The response of a statement that has succeeded."""

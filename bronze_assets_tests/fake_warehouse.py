@@ -59,6 +59,7 @@ class FakeWarehouse:
         end: how statements end, as `status` of the API.
         chunk: rows of a chunk.
         lost: rows that are counted and not sent.
+        texts: what is sent of these columns, whatever they hold.
         asked: the bodies of the statements.
         cancelled: ids of statements.
         odd: requests that nobody documents.
@@ -69,6 +70,7 @@ class FakeWarehouse:
     end: Mapping[str, Any] = field(default_factory=lambda: {"state": "SUCCEEDED"})
     chunk: int = 2
     lost: int = 0
+    texts: dict[str, str] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
@@ -128,7 +130,10 @@ class FakeWarehouse:
         (name,) = names & set(_TABLES)
         types = {column: _TABLES[name][column] for column in parsed.named_selects}
         rows = [
-            [None if row[column] is None else _text(row[column], kind) for column, kind in types.items()]
+            [
+                self.texts.get(column) or (None if row[column] is None else _text(row[column], kind))
+                for column, kind in types.items()
+            ]
             for row in self.tables[name]
             if "since" not in named or named["since"] <= row["event_time"] < named["until"]
         ]

@@ -251,8 +251,9 @@ def test_grants_as_declared_hold_for_a_week(warehouse: FakeWarehouse, settings: 
     assert control(settings, NOW + 7 * DAY).holds is True
     assert control(settings, NOW + 7 * DAY + HOUR).holds is False
     assert "over 7 days ago" in control(settings, NOW + 7 * DAY + HOUR).sentence
-    # Of another catalog it says nothing.
+    # Of another catalog it says nothing; Unity Catalog's names have no case.
     assert control(dataclasses.replace(settings, catalog="qa")).holds is False
+    assert control(dataclasses.replace(settings, catalog="DEV")).holds is True
 
 
 def test_differences_are_named_until_they_are_mended(warehouse: FakeWarehouse, settings: Settings) -> None:

@@ -102,7 +102,7 @@ def test_a_statement_that_does_not_succeed_is_named_by_its_condition_alone(
 ) -> None:
     warehouse.end = end
 
-    with pytest.raises(WarehouseError, match=f"warehouse {ID} ended as|{said}") as caught:
+    with pytest.raises(WarehouseError, match=f"A statement on the SQL warehouse {ID} ended as") as caught:
         ask()
 
     assert caught.match(said)
@@ -173,6 +173,18 @@ def test_a_result_that_is_not_whole_is_refused(warehouse: FakeWarehouse) -> None
 
     with pytest.raises(WarehouseError, match="not whole or not of a form known here"):
         ask()
+
+
+def test_a_result_of_another_form_is_refused_and_not_quoted(warehouse: FakeWarehouse) -> None:
+    # A struct that is none.
+    warehouse.texts["response"] = f"{{{SECRET}"
+
+    with pytest.raises(WarehouseError, match="not whole or not of a form known here") as caught:
+        ask()
+
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert SECRET not in str(caught.value)
 
 
 def test_a_missing_package_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

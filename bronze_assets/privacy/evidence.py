@@ -159,7 +159,7 @@ def last_checks(lake: Lakehouse, tables: Sequence[BronzeTable], catalog: str) ->
     found: dict[str, GrantCheck | None] = {}
     for schema in schemas(tables):
         rows = lake.rows(schema, GRANT_CHECKS, _SCHEMA.names)
-        checks = [_of_row(row) for row in rows if row["catalog"] == catalog]
+        checks = [_of_row(row) for row in rows if row["catalog"].lower() == catalog.lower()]
         found[schema] = max(checks, key=lambda check: check.at, default=None)
     return found
 
