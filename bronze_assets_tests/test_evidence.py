@@ -10,7 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from deltalake import DeltaTable
 
 from bronze_assets import __main__ as command_line
 from bronze_assets.access import ACCESS_LOG, GRANT_CHECKS, Grant, grants
+from bronze_assets.access_evidence import sql_reads
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import SettingsError, WarehouseError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import evidence
+from bronze_assets.privacy.access_log import log_sql_reads
 from bronze_assets.privacy.compliance import Report, compliance, existing_ring
 from bronze_assets.privacy.controls import Control
 from bronze_assets.settings import Settings
@@ -148,6 +152,22 @@ def test_a_read_by_sql_is_logged_once_with_the_columns_that_lineage_tells(
 
     assert (again.since, again.reads, again.new) == (NOW - DAY, 2, 1)
     assert [row["event_id"] for row in log(settings)] == ["late", "e1"]
+
+
+def test_runs_at_once_log_a_read_once(warehouse: FakeWarehouse, settings: Settings) -> None:
+    warehouse.tables["audit"] += [read(f"e{number}", NOW - number * HOUR) for number in range(1, 6)]
+    reads = sql_reads(TABLES, "dev", warehouse.tables["audit"], platform=())
+    start = threading.Barrier(4)
+
+    def at_once(_: int) -> int:
+        start.wait()
+        return log_sql_reads(Lakehouse(settings.lake), reads)
+
+    with ThreadPoolExecutor(4) as pool:
+        new = sorted(pool.map(at_once, range(4)))
+
+    assert new == [0, 0, 0, 5]
+    assert sorted(row["event_id"] for row in log(settings)) == ["e1", "e2", "e3", "e4", "e5"]
 
 
 def test_windows_of_a_day_leave_no_gap_and_count_nothing_twice(warehouse: FakeWarehouse, settings: Settings) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
 from bronze_assets.access import ACCESS_LOG
 from bronze_assets.access_evidence import SqlRead
+from bronze_assets.errors import StaleBase
 from bronze_assets.lakehouse import Lakehouse
 
 
@@ -90,13 +91,14 @@ def log_access(lake: Lakehouse, access: Access) -> None:
 
 
 def log_sql_reads(lake: Lakehouse, reads: Iterable[SqlRead]) -> int:
-    """Append the reads by SQL that the logs of their schemas do not have yet.
+    """Append the reads by SQL that the logs of their schemas do not have yet; also of calls at once, each is logged once.
 
     Returns:
         How many were new.
 
     Raises:
         LakeError: a log cannot be written.
+        StaleBase: other processes kept logging reads by SQL.
     """
     by_schema: dict[str, dict[str, Access]] = {}
     for read in reads:
@@ -112,11 +114,27 @@ def log_sql_reads(lake: Lakehouse, reads: Iterable[SqlRead]) -> int:
             Outcome.ANSWERED,
             event_id=read.event_id,
         )
-    new = 0
-    for schema, found in by_schema.items():
-        known = {row["event_id"] for row in lake.rows(schema, ACCESS_LOG, ["event_id"])}
-        rows = [asdict(access) for event_id, access in found.items() if event_id not in known]
-        if rows:
-            lake.append_rows(schema, ACCESS_LOG, _SCHEMA, rows)
-        new += len(rows)
-    return new
+    return sum(_log_new(lake, schema, found) for schema, found in by_schema.items())
+
+
+def _log_new(lake: Lakehouse, schema: str, found: Mapping[str, Access], tries: int = 5) -> int:
+    base = lake.control_version(schema, ACCESS_LOG)
+    if base is None:
+        lake.append_rows(schema, ACCESS_LOG, _SCHEMA, [])
+        base = lake.version(schema, ACCESS_LOG)
+    known = {row["event_id"] for row in lake.rows(schema, ACCESS_LOG, ["event_id"])}
+    rows = [asdict(access) for event_id, access in found.items() if event_id not in known]
+    if not rows:
+        return 0
+    try:
+        # Appends of `reveal` have no fence and do not matter.
+        lake.append_fenced(
+            schema, ACCESS_LOG, _SCHEMA, rows, writer="sql_reads", number=base + 1, base=base, partition_by="table_name"
+        )
+    except StaleBase:
+        if tries > 1:
+            return _log_new(lake, schema, found, tries - 1)
+        raise StaleBase(
+            "other processes kept logging reads by SQL.", "try again.", table=f"{schema}.{ACCESS_LOG}"
+        ) from None
+    return len(rows)
