@@ -91,7 +91,7 @@ def log_access(lake: Lakehouse, access: Access) -> None:
 
 
 def log_sql_reads(lake: Lakehouse, reads: Iterable[SqlRead]) -> int:
-    """Append the reads by SQL that the logs of their schemas do not have yet; also of calls at once, each is logged once.
+    """Append the reads by SQL that the logs of their schemas do not have; also by calls at once each is logged once.
 
     Returns:
         How many were new.
