@@ -130,7 +130,7 @@ _KINDS: Mapping[str, Callable[[str], bool]] = {"e-mail": is_email, "iban": is_ib
 
 
 def looks_like(values: Iterable[str]) -> tuple[str, float] | None:
-    """What a column with these values looks like: the kind whose threshold it passes by most, and its share."""
+    """What a column with these values looks like: of the kinds whose threshold it passes, that of most values."""
     texts = list(values)
     found = []
     for kind, matches in _KINDS.items():
