@@ -27,6 +27,7 @@ TOMBSTONES = "bz_tombstones"
 ACCESS_LOG = "bz_access_log"
 ERASURE_LOG = "bz_erasure_log"
 GRANT_CHECKS = "bz_grant_checks"
+DERIVED_TABLES = "bz_derived_tables"
 
 
 class Role(enum.StrEnum):
@@ -109,6 +110,12 @@ CONTROLS = (
         personal=True,
     ),
     Control(ERASURE_LOG, frozenset({Role.PRIVACY_OFFICERS, Role.AUDITORS}), "evidence of erasures", personal=True),
+    Control(
+        DERIVED_TABLES,
+        frozenset({Role.ENGINEERS, Role.PRIVACY_OFFICERS, Role.AUDITORS}),
+        "which tables an erasure sweeps too; holds no values",
+        personal=True,
+    ),
 )
 
 

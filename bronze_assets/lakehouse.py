@@ -12,8 +12,11 @@ history then tells. (Counted in loads and not in table versions: an OPTIMIZE bet
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import fcntl
+import json
 import logging
+import math
 import re
 import threading
 import time
@@ -50,7 +53,7 @@ _PRIVATE: dict[str, str | None] = {
     "delta.enableChangeDataFeed": "false",
     "delta.dataSkippingNumIndexedCols": "0",
 }
-_OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
+OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 logger = logging.getLogger(__name__)
 
 TIDY_EVERY = 100
@@ -111,6 +114,25 @@ class TableSize:
     files: int
 
 
+@dataclass(frozen=True)
+class Described:
+    """What the log of a Delta table that somebody else writes says of it.
+
+    Attributes:
+        types: column → type, in Spark's words; `struct`, `array` or `map` for a nested one.
+        required: columns that cannot be NULL.
+        properties: of the table.
+        soft_deleted: whether files of the current version hold rows that deletion vectors only hide.
+        retention: for how long removed files stay, at least.
+    """
+
+    types: Mapping[str, str]
+    required: frozenset[str]
+    properties: Mapping[str, str]
+    soft_deleted: bool
+    retention: dt.timedelta
+
+
 class Lakehouse:
     """The Delta tables under one root folder, `<root>/<schema>/<table>`.
 
@@ -127,7 +149,7 @@ class Lakehouse:
 
     def identifier(self, schema: str, name: str) -> str:
         """The table's name in Spark SQL."""
-        return "delta.`" + str(self.path(schema, name)).replace("`", "``") + "`"
+        return _identifier(str(self.path(schema, name)))
 
     def check_writable(self, table: BronzeTable) -> None:
         """Raise `LakeError` unless the table's schema folder can be written."""
@@ -238,7 +260,7 @@ class Lakehouse:
             writer.save(path)
         except (PySparkException, Py4JError) as error:
             # Delta's own exceptions come as py4j's in classic Spark.
-            if _OVERTAKEN.search(str(error)[:2000]):
+            if OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
         version = _version_marked(path, lambda mark: mark == own, base)
@@ -387,7 +409,7 @@ class Lakehouse:
         key = ", ".join(f"coalesce(cast(t.`{c.name}` as string), 'NULL')" for c in table.key)
         return self._merge_keys(
             session,
-            (table.schema, table.name),
+            str(self.path(table.schema, table.name)),
             keys,
             mark,
             f"concat_ws(', ', {key}) = n.key",
@@ -400,7 +422,7 @@ class Lakehouse:
         self, session: SparkSession, table: BronzeTable, keys: Sequence[str], hashes: Sequence[str], mark: str
     ) -> int:
         """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were."""
-        place = (table.schema, table.quarantine_name)
+        place = str(self.path(table.schema, table.quarantine_name))
         statement = "when matched then delete"
         counted = "numTargetRowsDeleted"
         removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement, counted)
@@ -408,10 +430,87 @@ class Lakehouse:
             removed += self._merge_keys(session, place, hashes, mark, "t.row_hash = n.key", statement, counted)
         return removed
 
+    def described(self, location: str) -> Described | None:
+        """A Delta table of somebody else's, by path or URI; None if there is none.
+
+        Raises:
+            LakeError: its log cannot be read.
+        """
+        try:
+            if not DeltaTable.is_deltatable(location):
+                return None
+            table = DeltaTable(location)
+            fields = json.loads(table.schema().to_json())["fields"]
+            hidden = pa.table(table.deletion_vectors()).num_rows > 0
+            told = table.metadata().configuration
+        except Exception as error:  # delta-rs raises what the storage behind a URI raises
+            kind = type(error).__name__
+        else:
+            return Described(
+                {field["name"]: _spark_type(field["type"]) for field in fields},
+                frozenset(field["name"] for field in fields if not field["nullable"]),
+                told,
+                hidden,
+                _interval(told.get("delta.deletedFileRetentionDuration", "interval 1 week")),
+            )
+        raise LakeError(
+            f"the Delta table {location} cannot be read ({kind}).",
+            "see whether its files are there, and give the process access.",
+        )
+
+    def forget_derived(
+        self,
+        session: SparkSession,
+        location: str,
+        key: Sequence[str],
+        keys: Sequence[str],
+        mark: str,
+        blanks: Sequence[str],
+    ) -> int:
+        """Delete the rows of these keys in a table derived from bronze, or empty some of their columns.
+
+        Args:
+            location: path or URI.
+            key: SQL of the table `t`, the text of each part of the key; a row where one is NULL is nobody's.
+            keys: key texts; they enter no statement.
+            mark: of the commit.
+            blanks: columns that become NULL; without any, the rows are deleted.
+
+        Returns:
+            How many rows that was; nothing is written if there are none.
+        """
+        on = " and ".join([f"concat_ws(', ', {', '.join(key)}) = n.key", *(f"{part} is not null" for part in key)])
+        if not blanks:
+            return self._merge_keys(
+                session, location, keys, mark, on, "when matched then delete", "numTargetRowsDeleted"
+            )
+        names = [f"t.`{name}`" for name in blanks]
+        # In the condition, so that a second time no file is written anew.
+        on += f" and ({' or '.join(f'{name} is not null' for name in names)})"
+        action = f"when matched then update set {', '.join(f'{name} = null' for name in names)}"
+        return self._merge_keys(session, location, keys, mark, on, action, "numTargetRowsUpdated")
+
+    def vacuum_derived(self, location: str, retention: dt.timedelta) -> None:
+        """Remove the files that a table has had for no version since its retention, so far as that is possible.
+
+        Args:
+            retention: of the table.
+        """
+        try:
+            table = DeltaTable(location)
+            table.vacuum(dry_run=False)
+            # Of files that the log has forgotten, as after a checkpoint, nobody can tell whether a writer is about to
+            # commit them: they have to be a week old.
+            hours = math.ceil(max(retention, dt.timedelta(days=7)) / dt.timedelta(hours=1))
+            table.vacuum(hours, dry_run=False, full=True)
+        except Exception as error:  # as in `described`
+            # What they hold went with this erasure or an earlier one, and their owner vacuums too.
+            logger.warning("%s: removed files cannot be vacuumed (%s)", location, type(error).__name__)
+
     def _merge_keys(
         self,
         session: SparkSession,
-        place: tuple[str, str],
+        location: str,
         keys: Sequence[str],
         mark: str,
         on: str,
@@ -422,11 +521,11 @@ class Lakehouse:
         own = f"{mark} {uuid.uuid4().hex}"
         session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
         try:
-            session.sql(f"merge into {self.identifier(*place)} as t using {_INCOMING} as n on {on} {action}")
+            session.sql(f"merge into {_identifier(location)} as t using {_INCOMING} as n on {on} {action}")
         finally:
             session.catalog.dropTempView(_INCOMING)
             session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        for commit in DeltaTable(str(self.path(*place))).history(5):
+        for commit in DeltaTable(location).history(20):
             if commit.get("userMetadata") == own:
                 return int(commit["operationMetrics"][counted])
         return 0
@@ -567,13 +666,16 @@ class Lakehouse:
                 self.purge(schema, name)
 
     def append_rows(self, schema: str, name: str, arrow_schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to a control table, which is made append-only when missing."""
+        """Append rows to a control table, which is made append-only when missing, and gets columns that it lacks."""
         path = str(self.path(schema, name))
         data = pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema)
 
         def commit() -> None:
             self._ensure_control(path, arrow_schema, append_only=True)
-            write_deltalake(path, data, mode="append")
+            table = DeltaTable(path)
+            # One that was made before a column of it was thought of.
+            lacks = set(data.column_names) - {field.name for field in table.schema().fields}
+            write_deltalake(table, data, mode="append", schema_mode="merge" if lacks else None)
 
         _retry(commit, name)
         _tidy(path, compact=True)
@@ -749,6 +851,29 @@ def _locked(lock: IO[str], *, alone: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _identifier(location: str) -> str:
+    return "delta.`" + location.replace("`", "``") + "`"
+
+
+def _spark_type(kind: Any) -> str:
+    """A type of the Delta log in Spark's words."""
+    if isinstance(kind, dict):
+        return str(kind["type"])
+    return {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint"}.get(kind, str(kind))
+
+
+def _interval(text: str) -> dt.timedelta:
+    """A duration as Delta's table properties write it.
+
+    Raises:
+        LakeError: Delta does not write it so.
+    """
+    found = re.findall(r"(\d+)\s+(week|day|hour|minute|second|millisecond)s?\b", text.lower())
+    if not found:
+        raise LakeError(f"the retention {text!r} is no interval.", "set delta.deletedFileRetentionDuration anew.")
+    return sum((dt.timedelta(**{f"{unit}s": int(number)}) for number, unit in found), dt.timedelta())
 
 
 def _unwritable(name: str, error: Exception) -> LakeError:

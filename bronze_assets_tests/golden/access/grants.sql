@@ -78,6 +78,9 @@ GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_privac
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_erasure_log` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_erasure_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_derived_tables` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_derived_tables` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_derived_tables` TO `bronze_auditors`;
 GRANT USE SCHEMA ON SCHEMA `dev`.`manufacturing_bronze` TO `bronze_platform`;
 GRANT USE SCHEMA ON SCHEMA `dev`.`manufacturing_bronze` TO `bronze_privacy_officers`;
 GRANT USE SCHEMA ON SCHEMA `dev`.`manufacturing_bronze` TO `bronze_engineers`;
