@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bronze_assets.audit import LoadRecord
 from bronze_assets.load import load
+from bronze_assets.privacy import erasure
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Cadence, Feed, Pii, column
 from bronze_assets.workbench import Options, Run, Workbench
@@ -74,6 +75,15 @@ def loaded(settings: Settings, table: BronzeTable | None = None, **options: Any)
     bench = Workbench(settings, clock=lambda: NOW)
     try:
         return load(table or people(), DAY, bench, Run("run", "cli"), Options(**options))
+    finally:
+        bench.close()
+
+
+def erased(settings: Settings, *keys: str, table: BronzeTable | None = None, **told: Any) -> erasure.Evidence:
+    """One erasure, by a workbench of its own."""
+    bench = Workbench(settings, clock=lambda: NOW)
+    try:
+        return erasure.erase(bench, table or people(), keys, **{"reason": "asked for", "who": "dpo"} | told)
     finally:
         bench.close()
 

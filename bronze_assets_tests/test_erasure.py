@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import hashlib
 import io
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from bronze_assets.errors import LakeError, PrivacyRefused
+from bronze_assets import lakehouse
+from bronze_assets.errors import LakeError, PrivacyRefused, TableBusy
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import erasure
 from bronze_assets.privacy.archive import open_encrypted
@@ -21,24 +27,16 @@ from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.keys import key_ring
 from bronze_assets.privacy.redaction import without
 from bronze_assets.settings import Settings
-from bronze_assets.sources.landing import LandingZone
-from bronze_assets.workbench import Workbench
+from bronze_assets.sources.landing import LandedFile, LandingZone
+from bronze_assets.table import BronzeTable, Loaded, Overwritten
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.file_tables import HEADER, json_lines, row, things
-from bronze_assets_tests.people import NAME, NOW, SCHEMA, Keys, drop, loaded, path, people, person
+from bronze_assets_tests.people import NAME, NOW, SCHEMA, Keys, drop, erased, loaded, path, people, person
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 GONE = ["Zoë Nr. 2", "zoe.2@example.org"]
-
-
-def erased(settings: Settings, *keys: str, **told: Any) -> erasure.Evidence:
-    bench = Workbench(settings, clock=lambda: NOW)
-    try:
-        return erasure.erase(bench, people(), keys, **{"reason": "asked for", "who": "dpo"} | told)
-    finally:
-        bench.close()
 
 
 def stocked(settings: Settings) -> None:
@@ -173,6 +171,250 @@ def test_a_copy_out_of_reach_fails_loudly_and_a_later_call_finishes(spark: Spark
     assert erased(settings, "2").keys == 1
 
 
+def test_the_session_encrypts_what_it_spills(spark: SparkSession) -> None:
+    """Shuffles hold rows before they are protected."""
+    assert spark._jvm is not None
+    key = spark._jvm.org.apache.spark.SparkEnv.get().securityManager().getIOEncryptionKey()
+    assert key.isDefined()
+
+
+def open_lines(settings: Settings) -> list[str]:
+    texts = [json.loads(row["raw_row"]).get("_line") for row in rows(settings, f"{NAME}_quarantine")]
+    return [text for text in texts if text is not None]
+
+
+def test_a_sealed_line_that_does_not_open_fails_loudly(spark: SparkSession, settings: Settings) -> None:
+    stocked(settings)
+    (line,) = open_lines(settings)
+    assert line.startswith("enc:")
+    name, at = f"delta.`{path(settings, f'{NAME}_quarantine')}`", DeltaTable(str(path(settings, f"{NAME}_quarantine")))
+    version, damaged = at.version(), line[:-8] + ("AAAA" if line[-8:-4] != "AAAA" else "BBBB") + line[-4:]
+    spark.sql(f"update {name} set raw_row = replace(raw_row, '{line}', '{damaged}')")
+    (row,) = [r for r in rows(settings, f"{NAME}_quarantine") if "_line" in r["raw_row"]]
+    with pytest.raises(LakeError, match=f"bz_people: 1 sealed lines of bz_people_quarantine, '{row['row_hash']}'"):
+        erased(settings, "2")
+    assert not [r for r in rows(settings) if r["person_id"] == 2 and r["record_status"] == "ACTIVE"]
+    assert not [word for word in GONE if word in plain_archive(settings)]
+    assert f"{NAME}/2" in Keys(settings).subjects
+    DeltaTable(str(path(settings, f"{NAME}_quarantine"))).restore(version)
+    evidence = erased(settings, "2")
+    assert (evidence.quarantined, evidence.keys) == (2, 1)
+    assert open_lines(settings) == []
+
+
+def test_a_line_whose_key_is_gone_for_good_stands_in_nobodys_way(spark: SparkSession, settings: Settings) -> None:
+    stocked(settings)
+    DataKeys(Lakehouse(settings.lake), key_ring(settings), SCHEMA, lambda: NOW).drop([NAME])
+    evidence = erased(settings, "2")
+    assert (evidence.quarantined, evidence.keys) == (1, 1)
+    assert len(open_lines(settings)) == 1
+
+
+# -------------------------------------------------------------------------------------------------- ledger and files
+
+
+def ledger(settings: Settings) -> list[dict[str, Any]]:
+    return rows(settings, "bz_file_ledger")
+
+
+def states(settings: Settings) -> dict[str, dict[str, Any]]:
+    """File → its latest event."""
+    return {Path(row["path"]).name: row for row in sorted(ledger(settings), key=lambda row: row["number"])}
+
+
+def leaving(overwritten: Overwritten = Overwritten.RELOAD) -> BronzeTable:
+    """A table whose loaded files stay in the landing zone."""
+    return people(loaded=Loaded.LEAVE, overwritten=overwritten)
+
+
+def landed(settings: Settings, name: str) -> bytes:
+    return (Path(settings.landing) / "raw/people" / name).read_bytes()
+
+
+def test_the_ledger_hears_of_all_rewritten_files_at_once(spark: SparkSession, settings: Settings) -> None:
+    stocked(settings)
+    drop(settings, "d.json.gz.json", person(2, city="Bern"))
+    before = DeltaTable(str(path(settings, "bz_file_ledger"))).version()
+    assert erased(settings, "2").files == 4
+    assert DeltaTable(str(path(settings, "bz_file_ledger"))).version() == before + 1
+    ring = key_ring(settings)
+    for name in ("a.json", "b.json"):
+        (file,) = Path(settings.archive).rglob(f"{name}.enc")
+        with file.open("rb") as stream, open_encrypted(stream, ring) as plain:
+            assert states(settings)[name]["content_hash"] == hashlib.sha256(plain.read()).hexdigest()
+    assert {name: state["event"] for name, state in states(settings).items()} == {
+        "a.json": "archived",
+        "b.json": "archived",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overwritten", "point"),
+    [
+        (Overwritten.STOP, "told"),
+        (Overwritten.RELOAD, "first written"),
+        (Overwritten.STOP, "first written"),
+        (Overwritten.IGNORE, "all written"),
+    ],
+)
+def test_a_file_that_a_killed_erasure_wrote_is_not_loaded_as_a_changed_one(
+    spark: SparkSession,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    overwritten: Overwritten,
+    point: str,
+) -> None:
+    table = leaving(overwritten)
+    for name in ("a.json", "b.json.gz"):
+        file = drop(settings, name, person(1 if name == "a.json" else 3), person(2), person(5, visits=9))
+        if name.endswith(".gz"):
+            moment = file.stat().st_mtime
+            file.write_bytes(gzip.compress(file.read_bytes()))
+            os.utime(file, (moment, moment))
+    loaded(settings, table)
+    version = DeltaTable(str(path(settings))).version()
+    write, written = LandingZone.write, []
+
+    def killed(self: LandingZone, file: LandedFile, content: bytes) -> LandedFile:
+        if point == "told":
+            raise KeyboardInterrupt
+        written.append(write(self, file, content))
+        if point == "first written" or len(written) == 2:
+            raise KeyboardInterrupt
+        return written[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LandingZone, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            erased(settings, "2", table=table)
+    batches = len(rows(settings, "bz_batches"))
+    assert loaded(settings, table).read == 0
+    # Of more persons than the first time.
+    assert erased(settings, "2", "5", table=table).keys == 2
+    assert loaded(settings, table).read == 0
+    assert len(rows(settings, "bz_batches")) == batches, "nothing was loaded"
+    assert [r["person_id"] for r in rows(settings) if r["record_status"] == "ACTIVE"] == [1, 3]
+    assert DeltaTable(str(path(settings))).version() >= version
+    left = [landed(settings, "a.json"), gzip.decompress(landed(settings, "b.json.gz"))]
+    assert [json.loads(one)["person_id"] for one in left] == [1, 3]
+
+
+def test_a_new_file_under_the_name_of_a_loaded_one_is_still_loaded(spark: SparkSession, settings: Settings) -> None:
+    drop(settings, "a.json", person(1), person(2))
+    loaded(settings)
+    drop(settings, "a.json", person(1, city="Ulm"), person(2), person(3))
+    assert erased(settings, "2").files == 2
+    record = loaded(settings)
+    assert (record.read, record.erased) == (2, 0)
+    assert {r["person_id"]: r["city"] for r in rows(settings) if r["record_status"] == "ACTIVE"} == {
+        1: "Ulm",
+        3: "Köln",
+    }
+
+
+def test_an_ignored_file_stays_ignored(spark: SparkSession, settings: Settings) -> None:
+    table = leaving(Overwritten.IGNORE)
+    drop(settings, "a.json", person(1), person(2))
+    loaded(settings, table)
+    drop(settings, "a.json", person(1, city="Ulm"), person(2), person(3))
+    loaded(settings, table)
+    loaded_hash = states(settings)["a.json"]["content_hash"]
+    erased(settings, "2", table=table)
+    assert loaded(settings, table).read == 0
+    assert (states(settings)["a.json"]["event"], states(settings)["a.json"]["content_hash"]) == ("ignored", loaded_hash)
+    assert [r["person_id"] for r in rows(settings) if r["record_status"] == "ACTIVE"] == [1]
+
+
+# ------------------------------------------------------------------------------------------------- at the same time
+
+
+class Paused:
+    """A method of which the first call stands still until `go`, in whichever thread it is."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        self._reached, self._go = threading.Event(), threading.Event()
+        real = getattr(owner, name)
+
+        def standing(*arguments: Any, **named: Any) -> Any:
+            if not self._reached.is_set():
+                self._reached.set()
+                assert self._go.wait(120)
+            return real(*arguments, **named)
+
+        patch.setattr(owner, name, standing)
+
+    def reached(self) -> None:
+        assert self._reached.wait(120)
+
+    def go(self) -> None:
+        self._go.set()
+
+
+def test_an_erasure_during_a_load_is_refused_by_name_and_nobody_comes_back(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(settings, lease_seconds=2)
+    drop(settings, "a.json", person(1), person(2))
+    loaded(settings)
+    drop(settings, "b.json", person(2, city="Ulm"), person(3))
+    paused = Paused(monkeypatch, Lakehouse, "append")
+    with ThreadPoolExecutor(1) as others:
+        load = others.submit(loaded, settings)
+        paused.reached()
+        try:
+            with pytest.raises(TableBusy, match=r"bz_people: run run on .* is loading it"):
+                erased(settings, "2")
+        finally:
+            paused.go()
+        assert load.result().loaded == 2
+    assert erased(settings, "2").keys == 1
+    drop(settings, "c.json", person(2))
+    assert loaded(settings).erased == 1
+    assert sorted(r["person_id"] for r in rows(settings) if r["record_status"] == "ACTIVE") == [1, 3]
+    assert f"{NAME}/2" not in Keys(settings).subjects
+
+
+def test_of_two_erasures_at_once_one_is_refused_by_name_and_done_when_repeated(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(settings, lease_seconds=2)
+    drop(settings, "a.json", person(1), person(2), person(3))
+    loaded(settings)
+    paused = Paused(monkeypatch, LandingZone, "write")
+    with ThreadPoolExecutor(1) as others:
+        first = others.submit(erased, settings, "2", run_id="the first")
+        paused.reached()
+        try:
+            with pytest.raises(TableBusy, match=r"bz_people: run the first on .* is loading it"):
+                erased(settings, "3")
+        finally:
+            paused.go()
+        assert first.result().keys == 1
+    assert erased(settings, "3").keys == 1
+    assert [r["person_id"] for r in rows(settings) if r["record_status"] == "ACTIVE"] == [1]
+    assert set(Keys(settings).subjects) == {"*", NAME, f"{NAME}/1"}
+
+
+def test_no_key_is_dropped_while_a_load_is_at_work(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(settings, "a.json", person(1), person(2))
+    paused = Paused(monkeypatch, Lakehouse, "append")
+    monkeypatch.setattr(lakehouse, "HOLD_SECONDS", 1.0)
+    keys = DataKeys(Lakehouse(settings.lake), key_ring(settings), SCHEMA, lambda: NOW)
+    with ThreadPoolExecutor(1) as others:
+        load = others.submit(loaded, settings)
+        paused.reached()
+        try:
+            # Not stopped by the lease, as the erasure of another table of the schema would not be.
+            with pytest.raises(TableBusy, match=f"the keys of {SCHEMA} have been held by others"):
+                keys.drop([f"{NAME}/2"])
+        finally:
+            paused.go()
+        assert load.result().loaded == 2
+    assert keys.drop([f"{NAME}/2"]) == 1
+
+
 @pytest.mark.parametrize(
     ("keys", "told", "why"),
     [
@@ -183,7 +425,7 @@ def test_a_copy_out_of_reach_fails_loudly_and_a_later_call_finishes(spark: Spark
     ],
 )
 def test_an_erasure_without_a_person_or_a_reason_is_refused(
-    settings: Settings, keys: list[str], told: dict[str, str], why: str
+    settings: Settings, keys: list[str], told: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(PrivacyRefused, match=f"bz_people: .*{why}"):
         erased(settings, *keys, **told)

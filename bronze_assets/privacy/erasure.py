@@ -1,8 +1,8 @@
-"""The right to be forgotten: a person leaves bronze, quarantine, vault, files and, for good, the keys.
+"""The right to be forgotten: a person leaves bronze, quarantine, vault, derived tables, files and, for good, the keys.
 
-tombstone → row versions blanked → quarantine → vault → files → key. The tombstone comes first, so that no load brings
-the person back; the key comes last, since a killed erasure is done again and needs it for what is left. Each step may
-be repeated.
+tombstone → row versions blanked → quarantine → vault → derived tables → files → key. The tombstone comes first, so that
+no load brings the person back; the key comes last, since a killed erasure is done again and needs it for what is left.
+Each step may be repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,12 +22,14 @@ from bronze_assets.access import ERASURE_LOG, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.batches import lease
 from bronze_assets.errors import BronzeError, KeyRefused, LakeError, PrivacyRefused
 from bronze_assets.lakehouse import sql_literal
+from bronze_assets.privacy import derived
+from bronze_assets.privacy.archive import ENCRYPTED
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.redaction import names_key, without
-from bronze_assets.privacy.values import hmac_hex, open_sealed, place
+from bronze_assets.privacy.values import hmac_hex, open_sealed, parse, place
 from bronze_assets.quality import LINE
 from bronze_assets.sources.landing import LandedFile
-from bronze_assets.sources.ledger import Ledger
+from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.table import BronzeTable, Pii
 from bronze_assets.workbench import Workbench
 
@@ -57,6 +60,9 @@ _EVIDENCE = pa.schema(
         ("until", _TIME),
         ("error", pa.string()),
         ("run_id", pa.string()),
+        # NULL in rows of before there were any.
+        ("derived_tables", pa.int64()),
+        ("derived_rows", pa.int64()),
     ]
 )
 
@@ -70,7 +76,9 @@ class Evidence:
         versions: row versions that were blanked.
         quarantined, tokens, keys: rows removed there.
         files, rows_in_files: files that were written anew, and the rows they lost.
-        until: when the last file with the person's ciphertext may be removed by a vacuum.
+        derived_tables, derived_rows: registered tables that were swept, and rows deleted or emptied there.
+        until: when a vacuum may remove the last file that was taken out of a table: of the bronze table, with the
+            person's ciphertext; of a derived one, with what stood there.
     """
 
     erasure_id: str
@@ -83,15 +91,18 @@ class Evidence:
     rows_in_files: int = 0
     keys: int = 0
     until: dt.datetime | None = None
+    derived_tables: int = 0
+    derived_rows: int = 0
 
     @property
     def words(self) -> str:
         """One line for people."""
         until = "" if self.until is None else f"; removed files go by {self.until:%F}"
+        derived = f", {self.derived_rows} rows of {self.derived_tables} derived tables" if self.derived_tables else ""
         return (
             f"{self.table}: {len(self.subject_hmacs)} forgotten: {self.versions} row versions blanked,"
             f" {self.quarantined} quarantine rows, {self.tokens} vault rows and {self.keys} keys removed,"
-            f" {self.rows_in_files} rows taken out of {self.files} files{until}. Evidence {self.erasure_id}."
+            f" {self.rows_in_files} rows taken out of {self.files} files{derived}{until}. Evidence {self.erasure_id}."
         )
 
 
@@ -123,16 +134,16 @@ def erase(
     _check(table, wanted, reason=reason, who=who)
     erasure = _Erasure(bench, table, wanted, f"{uuid.uuid4()}")
     told = {"who": who, "reason": reason, "run_id": run_id}
-    erasure.log("begun", Evidence(erasure.id, table.name, erasure.hmacs), told)
+    erasure.log("begun", told)
     try:
         with lease(bench.lake, table, run_id or erasure.id, bench.settings.lease_seconds):
-            evidence = erasure.run()
+            erasure.run()
     except BaseException as error:
         words = str(error) if isinstance(error, BronzeError) else type(error).__name__
-        erasure.log("failed", Evidence(erasure.id, table.name, erasure.hmacs), told | {"error": words})
+        erasure.log("failed", told | {"error": words})
         raise
-    erasure.log("done", evidence, told)
-    return evidence
+    erasure.log("done", told)
+    return erasure.evidence
 
 
 def _check(table: BronzeTable, keys: frozenset[str], *, reason: str, who: str) -> None:
@@ -147,6 +158,7 @@ def _check(table: BronzeTable, keys: frozenset[str], *, reason: str, who: str) -
 class _Erasure:
     def __init__(self, bench: Workbench, table: BronzeTable, keys: frozenset[str], erasure_id: str) -> None:
         self.id = erasure_id
+        self._obstacles: list[LakeError] = []
         self._bench = bench
         self._lake = bench.lake
         self._table = table
@@ -154,42 +166,47 @@ class _Erasure:
         self._data_keys = DataKeys(bench.lake, bench.ring, table.schema, bench.clock)
         self._subjects = sorted(f"{table.name}/{key}" for key in keys)
         secret = self._data_keys.hmac_key("tombstone")
-        self.hmacs = tuple(hmac_hex(secret, f"{table.schema}/{subject}") for subject in self._subjects)
+        hmacs = tuple(hmac_hex(secret, f"{table.schema}/{subject}") for subject in self._subjects)
+        self.evidence = Evidence(erasure_id, table.name, hmacs)
 
-    def run(self) -> Evidence:
+    def run(self) -> None:
+        """Erase what can be; `evidence` says how far it came, also where it fails."""
+        schema, session, keys = self._table.schema, self._bench.session, sorted(self._keys)
         self._bury()
-        versions = quarantined = 0
-        if self._lake.exists(self._table.schema, self._table.name):
-            versions = self._lake.blank(self._bench.session, self._table, sorted(self._keys), self.id, self._blanked())
-        if self._lake.exists(self._table.schema, self._table.quarantine_name):
-            quarantined = self._lake.remove_quarantined(
-                self._bench.session, self._table, sorted(self._keys), self._lines(), self.id
-            )
-        tokens = self._from_vault()
-        files, rows, unreachable = self._from_files()
-        if unreachable:
-            raise LakeError(
-                f"{unreachable[0]}{f' and {len(unreachable) - 1} more files' if len(unreachable) > 1 else ''}"
-                " could not be searched for the person. Everything else is erased but the key.",
-                "make the file readable or remove it, then erase again.",
-                table=self._table.name,
-            )
-        dropped = self._data_keys.drop(self._subjects)
-        until = self._bench.clock() + UNTIL
-        return Evidence(
-            self.id, self._table.name, self.hmacs, versions, quarantined, tokens, files, rows, dropped, until
-        )
+        if self._lake.exists(schema, self._table.name):
+            self._note(versions=self._lake.blank(session, self._table, keys, self.id, self._blanked()))
+        if self._lake.exists(schema, self._table.quarantine_name):
+            lines = self._lines()
+            self._note(quarantined=self._lake.remove_quarantined(session, self._table, keys, lines, self.id))
+        self._note(tokens=self._from_vault())
+        swept = derived.sweep(self._lake, session, self._table, keys, self.id)
+        self._obstacles += swept.obstacles
+        self._note(derived_tables=swept.tables, derived_rows=swept.rows)
+        files, rows = self._from_files()
+        self._note(files=files, rows_in_files=rows)
+        if self._obstacles:
+            raise _together(self._obstacles, self._table)
+        self._note(keys=self._data_keys.drop(self._subjects))
+        self._note(until=self._bench.clock() + max(UNTIL, swept.retention))
 
-    def log(self, event: str, evidence: Evidence, told: Mapping[str, str]) -> None:
+    def _note(self, **found: Any) -> None:
+        self.evidence = replace(self.evidence, **found)
+
+    def _cannot(self, culprit: str, fix: str) -> None:
+        self._obstacles.append(LakeError(culprit, fix, table=self._table.name))
+
+    def log(self, event: str, told: Mapping[str, str]) -> None:
+        """Append what has been done so far to the schema's log."""
+        evidence = self.evidence
         row = {name: getattr(evidence, name) for name in _EVIDENCE.names if hasattr(evidence, name)}
         row |= {"at": self._bench.clock(), "event": event, "table_name": evidence.table, **told}
-        row |= {"subject_hmacs": list(self.hmacs), "subjects": len(self.hmacs)}
+        row |= {"subject_hmacs": list(evidence.subject_hmacs), "subjects": len(evidence.subject_hmacs)}
         self._lake.append_rows(self._table.schema, ERASURE_LOG, _EVIDENCE, [row])
 
     def _bury(self) -> None:
         known = {row["subject_hmac"] for row in self._lake.rows(self._table.schema, TOMBSTONES, ["subject_hmac"])}
         now = self._bench.clock()
-        rows = [{"subject_hmac": one, "erased_at": now} for one in self.hmacs if one not in known]
+        rows = [{"subject_hmac": one, "erased_at": now} for one in self.evidence.subject_hmacs if one not in known]
         if rows:
             self._lake.append_rows(self._table.schema, TOMBSTONES, _TOMBSTONE, rows)
 
@@ -202,21 +219,33 @@ class _Erasure:
 
     def _lines(self) -> list[str]:
         """Row hashes of quarantined lines, which are nobody's row, that name one of the keys."""
-        found = []
+        found, closed = [], []
         key = self._data_keys.key(self._table.name)
         where = place(self._table.schema, self._table.name, LINE, "")
-        sealed = f"raw_row like {sql_literal('%' + chr(34) + LINE + chr(34) + '%')}"
-        rows = self._lake.rows(self._table.schema, self._table.quarantine_name, ["row_hash", "raw_row"], sealed)
+        seals = any(column.pii.protected for column in self._table.columns)
+        lines = f"raw_row like {sql_literal('%' + chr(34) + LINE + chr(34) + '%')}"
+        rows = self._lake.rows(self._table.schema, self._table.quarantine_name, ["row_hash", "raw_row"], lines)
         for row in rows:
             text = _line_of(row["raw_row"])
-            if text is None or key is None:
+            if text is None:
                 continue
-            try:
-                line = open_sealed(text, key, where) if text.startswith("enc:") else text
-            except KeyRefused:
-                continue
-            if names_key(line, self._table, self._keys):
+            if seals and text.startswith("enc:"):
+                try:
+                    if key is None and parse(text, where).kind == "t":
+                        # Its key is gone for good: it opens for nobody.
+                        continue
+                    text = open_sealed(text, key or b"", where)
+                except (KeyRefused, ValueError):
+                    closed.append(row["row_hash"])
+                    continue
+            if names_key(text, self._table, self._keys):
                 found.append(row["row_hash"])
+        if closed:
+            self._cannot(
+                f"{len(closed)} sealed lines of {self._table.quarantine_name}, {closed[0]!r} the first (row_hash), do"
+                " not open, so nobody can tell whether they are the person's.",
+                "restore them from an earlier version of that table, or delete them.",
+            )
         return found
 
     def _from_vault(self) -> int:
@@ -232,47 +261,112 @@ class _Erasure:
             self._lake.purge(schema, TOKEN_VAULT)
         return int(held)
 
-    def _from_files(self) -> tuple[int, int, list[str]]:
-        """Files written anew, rows they lost, and names of files that could not be searched."""
+    def _from_files(self) -> tuple[int, int]:
+        """Write files anew without their rows; returns how many files and rows that was."""
         feed, zone = self._table.feed, self._bench.zone
         if feed is None:
-            return 0, 0, []
+            return 0, 0
         # What killed loads have left half-written.
         zone.tidy(feed)
-        ledger = Ledger(self._lake, self._table, self._bench.clock, self.id)
-        files, rows, unreachable = 0, 0, []
+        theirs, closed = [], []
         found = [*zone.files(feed), *(file for day in zone.archived_days(feed) for file in zone.archived(feed, day))]
         for number, file in enumerate(found, 1):
             if number % 1000 == 0:
                 logger.info("%s: %d of %d files searched", self._table.name, number, len(found))
             try:
-                removed = self._from_file(file, ledger)
+                content, left, rows = self._without(file)
             except (OSError, ValueError, KeyRefused):
-                unreachable.append(repr(file.location))
+                closed.append(repr(file.location))
                 continue
-            files += removed > 0
-            rows += removed
-        return files, rows, unreachable
+            if rows:
+                theirs.append(_Theirs(file, _sha256(content), _sha256(left), rows))
+        # Before the first is written: whoever meets a file that is, or is not yet, if this is killed, takes neither for
+        # another one: its hash is the new one, or it looks as it did.
+        self._tell_ledger(theirs)
+        files, rows = 0, 0
+        for one in theirs:
+            try:
+                _, left, _ = self._without(one.file)
+                if _sha256(left) != one.after:
+                    raise OSError("it was changed meanwhile")
+                zone.write(one.file, left)
+            except (OSError, ValueError, KeyRefused):
+                closed.append(repr(one.file.location))
+                continue
+            files, rows = files + 1, rows + one.rows
+        if closed:
+            more = f" and {len(closed) - 1} more files" if len(closed) > 1 else ""
+            self._cannot(
+                f"{closed[0]}{more} could not be searched for the person, or not be written.",
+                "give the process access, mend the file or remove it.",
+            )
+        return files, rows
 
-    def _from_file(self, file: LandedFile, ledger: Ledger) -> int:
-        zone = self._bench.zone
+    def _without(self, file: LandedFile) -> tuple[bytes, bytes, int]:
+        """A file's bytes, those without the persons' rows, and how many rows that is."""
         if file.size > _LARGEST:
             raise ValueError("it is too large")
-        with zone.open(file) as stream:
+        with self._bench.zone.open(file) as stream:
             content = stream.read()
-        left, removed = without(content, file.path, self._table, self._keys)
-        if removed:
-            now = zone.write(file, left)
-            states = [
-                state
-                for state in ledger.files.values()
-                if (state.archived_as == file.location if file.archived else state.path == file.path and state.settled)
-            ]
-            for state in states:
-                told = replace(state, content_hash=sha256(left).hexdigest())
-                told = told if file.archived else replace(told, size=now.size, modified=now.modified)
-                ledger.record([told], state.event)
-        return removed
+        return content, *without(content, file.path, self._table, self._keys)
+
+    def _tell_ledger(self, theirs: Sequence[_Theirs]) -> None:
+        """Record what the files will be, in one commit, where the ledger speaks of what they are now."""
+        if not theirs:
+            return
+        ledger = Ledger(self._lake, self._table, self._bench.clock, self.id)
+        archived = {state.archived_as: state for state in ledger.files.values() if state.archived_as is not None}
+        told = {}
+        for one in theirs:
+            file = one.file
+            state = ledger.files.get(file.path)
+            if file.archived:
+                # What was archived plain may have been encrypted since.
+                state = archived.get(file.location) or archived.get(file.location.removesuffix(ENCRYPTED))
+            if state is not None and state.content_hash != one.after and one.is_told_of_by(state):
+                told[state.path] = replace(state, content_hash=one.after)
+        ledger.record(list(told.values()), None)
+
+
+@dataclass(frozen=True)
+class _Theirs:
+    """A file with rows of the persons.
+
+    Attributes:
+        before, after: SHA-256 of its plain bytes with these rows and without.
+    """
+
+    file: LandedFile
+    before: str
+    after: str
+    rows: int
+
+    def is_told_of_by(self, state: FileState) -> bool:
+        """Whether a state of the ledger is that of the file as it is now, and not of another content of its name."""
+        if not (state.settled or state.event is FileEvent.CLAIMED):
+            # It is loaded anew, whatever its hash is.
+            return False
+        if state.content_hash == self.before:
+            return True
+        # An erasure that was killed may have told of the file without fewer persons. The hash of one that was ignored
+        # is that of the content that was loaded, which is another.
+        looks = state.event is FileEvent.ARCHIVED if self.file.archived else state.is_of(self.file)
+        return looks and state.event is not FileEvent.IGNORED
+
+
+def _sha256(content: bytes) -> str:
+    return sha256(content).hexdigest()
+
+
+def _together(obstacles: Sequence[LakeError], table: BronzeTable) -> LakeError:
+    """One error for all that stood in the way."""
+    shown = obstacles[:3]
+    more = f" And {len(obstacles) - len(shown)} more." if len(obstacles) > len(shown) else ""
+    culprits = " ".join(dict.fromkeys(error.culprit for error in shown))
+    fixes = "; ".join(dict.fromkeys(error.fix.removesuffix(".") for error in shown))
+    return LakeError(
+        f"{culprits}{more} Everything else is erased but the key.", f"{fixes}; then erase again.", table=table.name
+    )
 
 
 def _line_of(raw_row: str) -> str | None:

@@ -52,7 +52,8 @@ def without(content: bytes, path: str, table: BronzeTable, keys: frozenset[str])
         raise ValueError(f"{path!r} cannot be read") from None
     if not removed:
         return content, 0
-    return (gzip.compress(left) if packed else left), removed
+    # Without a time, equal content has equal bytes: an erasure tells the ledger their hash before it writes them.
+    return (gzip.compress(left, mtime=0) if packed else left), removed
 
 
 def _names(table: BronzeTable) -> list[str]:

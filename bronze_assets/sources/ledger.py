@@ -190,10 +190,11 @@ class Ledger:
         found = [state for state in self.files.values() if state.event in _OPEN]
         return sorted(found, key=lambda state: state.path)
 
-    def record(self, states: Sequence[FileState], event: FileEvent, **changes: Any) -> None:
+    def record(self, states: Sequence[FileState], event: FileEvent | None, **changes: Any) -> None:
         """Append one event for each of the files.
 
         Args:
+            event: None says again of each what its latest one said.
             changes: fields of `FileState` that are the same for all of them.
 
         Raises:
@@ -207,13 +208,13 @@ class Ledger:
         # of the file, and fences no load.
         seen = event is FileEvent.SEEN
         rows = []
-        states = [replace(before, event=event, event_time=now, **changes) for before in states]
+        states = [replace(before, event=event or before.event, event_time=now, **changes) for before in states]
         for offset, state in enumerate(states):
             row = {name: getattr(state, name) for name in _SCHEMA.names if hasattr(state, name)}
             row |= {
                 "table_name": self._table.name,
                 "number": 0 if seen else self._number + 1 + offset,
-                "event": event.value,
+                "event": state.event.value,
                 "partition_key": state.partition,
                 "run_id": self._run_id,
             }
