@@ -1,5 +1,5 @@
-"""The command line: load, show, capture, accept-schema, access, reveal, erase, rotate-keys, compliance. Each calls
-what a Dagster job or reader would call.
+"""The command line: load, show, capture, accept-schema, access, reveal, erase, derived, rotate-keys, compliance,
+quarantine. Each calls what a Dagster job or reader would call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from bronze_assets import access, access_evidence, quarantine_command
+from bronze_assets import access, access_evidence, derived_command, quarantine_command
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compliance_parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="of compliance.html and .json (default <home>/reports)"
     )
+    derived_command.add_parser(commands)
     quarantine_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
@@ -110,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "erase":
             subjects = [*(f"bz_customers:{key}" for key in options.customer), *options.subject]
             return erase(settings, subjects, options.subjects_from, reason=options.reason, by=options.by)
+        if options.command == "derived":
+            return derived_command.run(settings, options)
         if options.command == "rotate-keys":
             return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
