@@ -224,7 +224,7 @@ def test_a_key_of_two_columns_in_a_table_elsewhere(
         str(folder), arrow.table(dict(zip(("who", "at", "note"), map(list, zip(*rows, strict=True)), strict=True)))
     )
     registered(settings, f"file://{folder}" if uri else str(folder), seats(), key=["who", "at"])
-    assert erased(settings, "2, 2026-05-01", "NULL, 2026-05-01", table=seats()).derived_rows == 2
+    assert erased(settings, "2, 2026-05-01", "NULL, 2026-05-01", "2026-05-01", table=seats()).derived_rows == 2
     assert lake_reader.tuples(folder, "note") == [("c",), ("d",), ("e",), ("f",)]
 
 
