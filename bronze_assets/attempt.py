@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from bronze_assets import audit, engine, quality
+from bronze_assets import audit, engine
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import ConservationError
@@ -46,12 +46,12 @@ class Attempt:
 
     @functools.cached_property
     def protection(self) -> Protection | None:
-        """The protection of the table's personal data; None if it has none that is protected.
+        """The protection of the table's personal data; None if it has none.
 
         Raises:
             KeyMissing, KeyRefused: it cannot be protected; nothing was written.
         """
-        if not quality.protected(self.table):
+        if not self.table.has_personal_data:
             return None
         bench = self.bench
         writes = not self.options.dry_run
@@ -174,8 +174,12 @@ class Attempt:
     def measured(self, record: LoadRecord) -> LoadRecord:
         """The record with the size of the table as it is now."""
         size = self.bench.lake.size(self.table.schema, self.table.name)
+        unclassified: tuple[str, ...] = ()
+        if self.table.has_personal_data:
+            unclassified = tuple(self.bench.lake.undeclared(self.table))
         return replace(
             record,
+            unclassified=unclassified,
             table_rows=size.rows,
             table_bytes=size.bytes,
             table_files=size.files,

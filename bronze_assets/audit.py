@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -54,7 +54,7 @@ class LoadRecord:
         score_sum: sum of the scores of all rows read.
         nulls: column → NULLs among the rows read.
         new_columns: columns at the source that the table does not declare.
-        left_out: those of them that are not loaded, since the table holds personal data and nobody classified them.
+        unclassified: columns of a table with personal data that are sealed, since nobody has declared them.
         replaced: row versions of this partition in whose place the batch put those of the same files.
         partition_rows: row versions that all batches of this partition have written, without the replaced ones.
         table_rows, table_bytes, table_files: the whole table after the load.
@@ -88,7 +88,7 @@ class LoadRecord:
     rules: dict[str, RuleCount] = field(default_factory=dict)
     nulls: dict[str, int] = field(default_factory=dict)
     new_columns: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    unclassified: tuple[str, ...] = ()
     resumed: bool = False
     dry_run: bool = False
     partition_rows: int = 0
@@ -148,9 +148,11 @@ class LoadRecord:
         data["rules"] = {
             name: RuleCount(count["broken"], tuple(count["examples"])) for name, count in data["rules"].items()
         }
-        for name in ("new_columns", "left_out"):
-            data[name] = tuple(data[name])
-        return cls(**data)
+        for name in ("new_columns", "unclassified"):
+            data[name] = tuple(data.get(name, ()))
+        # A lake outlives versions of this class.
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,6 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
             nulls={name: total.nulls.get(name, 0) + record.nulls.get(name, 0) for name in names},
             resumed=total.resumed or record.resumed,
             new_columns=tuple(dict.fromkeys(total.new_columns + record.new_columns)),
-            left_out=tuple(dict.fromkeys(total.left_out + record.left_out)),
             # Percentiles of parts cannot be added: the worse one is never too good.
             latency_p50=_worse(total.latency_p50, record.latency_p50),
             latency_p95=_worse(total.latency_p95, record.latency_p95),
@@ -265,6 +266,7 @@ def checks(table: BronzeTable) -> tuple[Check, ...]:
     )
     return (
         Check("schema", "Required columns exist with a compatible type.", "ERROR", blocking=True),
+        *(_PERSONAL_CHECKS if table.has_personal_data else ()),
         Check("conservation", "read = loaded + quarantined + duplicates + unchanged + erased.", "ERROR"),
         *per_rule,
         Check(KEY_UNIQUE, "The key is unique within the batch (High).", "ERROR"),
@@ -277,6 +279,9 @@ def checks(table: BronzeTable) -> tuple[Check, ...]:
     )
 
 
+_PERSONAL_CHECKS = (
+    Check("classified", "Every column is declared, so that its class of personal data is known.", "WARN"),
+)
 _FILE_CHECKS = (
     Check("unreadable_files", "Every file of the batch could be read.", "WARN"),
     Check("schema_evolution", "The files have no columns that the table did not have.", "WARN"),
@@ -307,7 +312,14 @@ def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
             True,
             "ERROR",
             len(record.new_columns),
-            details={"new_columns": list(record.new_columns), "left_out_until_classified": list(record.left_out)},
+            details={"new_columns": list(record.new_columns)},
+        ),
+        "classified": Verdict(
+            "classified",
+            not record.unclassified,
+            "WARN",
+            len(record.unclassified),
+            details={"unclassified": list(record.unclassified)},
         ),
         "conservation": Verdict(
             "conservation",
@@ -370,7 +382,7 @@ def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
             not record.new_columns,
             "WARN",
             len(record.new_columns),
-            details={"new_columns": list(record.new_columns), "left_out_until_classified": list(record.left_out)},
+            details={"new_columns": list(record.new_columns)},
         ),
         "moved_away": Verdict(
             "moved_away", not record.stuck_files, "ERROR", record.stuck_files, details={"first": record.stuck}

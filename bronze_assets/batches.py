@@ -346,7 +346,7 @@ def _wait_until_still(lake: Lakehouse, table: BronzeTable, holder: dict[str, Any
             return
         if (now["token"], now["beat"]) != (holder["token"], holder["beat"]):
             raise TableBusy(
-                f"run {now['run_id']} on {now['host']} (process {now['pid']}) is loading it.",
+                f"run {now['run_id']} on {now['host']} (process {now['pid']}) is at work on it.",
                 "wait until it has ended, or end it, then load again.",
                 table=table.name,
             )

@@ -403,6 +403,10 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         # Local tables are small and cores are few: the defaults run 50 tasks in each Delta commit, 10,000 in a vacuum.
         "spark.sql.shuffle.partitions": "2",
+        # Hashing what fits into memory is faster than sorting both sides.
+        "spark.sql.adaptive.maxShuffledHashJoinLocalMapThreshold": "64m",
+        # Rows go to few partitions at once, nearly always to one: no need to sort them first.
+        "spark.sql.maxConcurrentOutputFileWriters": "8",
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
     }

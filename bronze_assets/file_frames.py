@@ -37,7 +37,24 @@ _PERCENTILES = (0.5, 0.05, 0.0)
 _OPEN_FILE = (None, None, OPEN, 0, None, None, None, None)
 
 
-class FileFrames(Frames):
+class PlacedFrames(Frames):
+    """The frames of rows that each have a `FILE` and a `POSITION` of their own."""
+
+    def _can_be_null(self, _column: str) -> bool:
+        return True
+
+    def _source_column(self, name: str, _columns: Sequence[str], deleted: SparkColumn) -> SparkColumn:
+        # A captured deletion may carry the row as it was.
+        return F.col(name) if name in self._keys else F.when(~deleted, F.col(name))
+
+    def _file_name(self) -> SparkColumn:
+        return F.col(FILE)
+
+    def _position(self, _batch_position: str) -> SparkColumn:
+        return F.col(POSITION)
+
+
+class FileFrames(PlacedFrames):
     """Every frame of one file batch.
 
     Args:
@@ -71,7 +88,7 @@ class FileFrames(Frames):
             scope=str(FileScope(len(names))),
             now=now,
             today=today,
-            extra=() if table.has_personal_data else list(extra),
+            extra=list(extra),
             protection=protection,
         )
         self.files = files
@@ -169,7 +186,6 @@ class FileFrames(Frames):
         return replace(
             super().record(counts, partition, batch_id, started, ended, last if isinstance(last, str) else position),
             new_columns=tuple(new),
-            left_out=tuple(new) if self._table.has_personal_data else (),
             files=len(self.files.files),
             latency_p50=ages[0],
             latency_p95=ages[1],
@@ -274,19 +290,6 @@ class FileFrames(Frames):
 
     def _possible(self, _outcomes: DataFrame) -> list[str]:
         return ["loaded", "quarantined", "duplicates"] + (["deleted"] if self._feed.captured else [])
-
-    def _can_be_null(self, _column: str) -> bool:
-        return True
-
-    def _source_column(self, name: str, _columns: Sequence[str], deleted: SparkColumn) -> SparkColumn:
-        # A captured deletion may carry the row as it was.
-        return F.col(name) if name in self._keys else F.when(~deleted, F.col(name))
-
-    def _file_name(self) -> SparkColumn:
-        return F.col(FILE)
-
-    def _position(self, _batch_position: str) -> SparkColumn:
-        return F.col(POSITION)
 
     def _told_of_file_row(self, columns: Sequence[str]) -> list[SparkColumn]:
         rescued = F.col(RESCUED) if RESCUED in columns else F.lit(None).cast("string")

@@ -7,6 +7,7 @@ interrupted batch still has its source state, and is done again with the same fi
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
 import re
 import shutil
@@ -54,10 +55,17 @@ class FileLoad:
         self._bench = attempt.bench
         assert attempt.table.feed is not None
         self._feed = attempt.table.feed
-        self._ledger = Ledger(attempt.bench.lake, attempt.table, attempt.bench.clock, attempt.run.id)
-        self._schema = SchemaVersions(attempt.bench.lake, attempt.table, attempt.bench.clock)
         self._stuck: tuple[int, str | None] = (0, None)
-        self._protected = any(c.pii.protected for c in attempt.table.columns)
+        self._protected = attempt.table.has_personal_data
+
+    # Both are read when they are first asked for: by then, interrupted batches have been settled.
+    @functools.cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger(self._bench.lake, self._table, self._bench.clock, self._attempt.run.id)
+
+    @functools.cached_property
+    def _schema(self) -> SchemaVersions:
+        return SchemaVersions(self._bench.lake, self._table, self._bench.clock)
 
     def check_partition(self) -> None:
         """Raise `PartitionRefused` if the partition lies in the future."""
@@ -75,8 +83,6 @@ class FileLoad:
             # A killed load leaves its plain copies, and what it has half archived.
             shutil.rmtree(self._staging(""), ignore_errors=True)
             self._bench.zone.tidy(self._feed)
-        # Interrupted batches have been settled since it was read.
-        self._ledger.refresh()
         # What an interrupted load has moved but not recorded would look like new files in the archive.
         self.archive()
         for inspected in self._inspected(self._outstanding()):

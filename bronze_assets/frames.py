@@ -109,9 +109,14 @@ class Frames(abc.ABC):
     def _more_counts(self) -> list[SparkColumn]:
         return []
 
-    def _judge(self, frame: DataFrame) -> DataFrame:
+    def _judge(self, frame: DataFrame, *, unique: bool = False) -> DataFrame:
+        """The rows with broken rules, score and hash.
+
+        Args:
+            unique: whether no two of them have the same key.
+        """
         if self._protection is not None:
-            frame = self._protection.ready(frame)
+            frame = self._protection.ready(frame, self.extra, unique=unique)
         return quality.judge(
             frame, self._table, extra=self.extra, today=self._today, now=self._now, sealed=self._protection
         )
@@ -184,9 +189,10 @@ class Frames(abc.ABC):
             rows = self._protection.unlocked(rows)
             names = [c.name for c in self._table.columns]
             source = [self._protection.written(n, value).alias(n) for n, value in zip(names, source, strict=True)]
-        return rows.select(
-            *source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *self.extra, *self._added()
-        )
+            extra = [self._protection.written(name, F.col(name)).alias(name) for name in self.extra]
+        else:
+            extra = [F.col(name) for name in self.extra]
+        return rows.select(*source, *(metadata[name].alias(name) for name in METADATA_COLUMNS), *extra, *self._added())
 
     def _rescued(self) -> SparkColumn:
         """Values under names that the table does not have: of a person, maybe, in a table with personal data."""

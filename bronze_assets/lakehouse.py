@@ -33,6 +33,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
@@ -56,6 +57,8 @@ _PRIVATE: dict[str, str | None] = {
 OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 logger = logging.getLogger(__name__)
 
+_LOAD_DATE_OF = "cast(load_timestamp as date)"
+_LOAD_DATE_COMMENT = "Day of loading."
 TIDY_EVERY = 100
 HOLD_SECONDS = 600.0
 """How long somebody waits to hold a schema's private tables."""
@@ -268,6 +271,31 @@ class Lakehouse:
             raise self._stale(table)
         return version
 
+    def rewrite(self, frame: DataFrame, table: BronzeTable, mark: str) -> None:
+        """Put the same row versions with other values, and maybe types, of some columns in the place of all.
+
+        Args:
+            frame: made of the current version of the bronze table.
+            mark: of the commit, in its `userMetadata`.
+        """
+        # Spark knows neither of them of what it has read.
+        keys = {c.name: F.coalesce(F.col(c.name), F.lit(0).cast(c.type)).alias(c.name) for c in table.key}
+        frame = frame.withColumns(keys)
+        layout = table.layout.partition_by
+        if layout == LOAD_DATE:
+            generated = {"delta.generationExpression": _LOAD_DATE_OF, "comment": _LOAD_DATE_COMMENT}
+            frame = frame.withColumn(LOAD_DATE, F.col(LOAD_DATE).alias(LOAD_DATE, metadata=generated))
+        writer = frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+        writer = writer.option("userMetadata", f"{mark} {uuid.uuid4().hex}")
+        if layout:
+            writer = writer.partitionBy(layout)
+        writer.save(str(self.path(table.schema, table.name)))
+
+    def undeclared(self, table: BronzeTable) -> list[str]:
+        """Columns of the bronze table that neither its declaration nor the platform knows."""
+        names = [field.name for field in DeltaTable(str(self.path(table.schema, table.name))).schema().fields]
+        return [name for name in names if not table.knows(name) and name != RESCUED]
+
     def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> None:
         """Commit a batch's quarantined rows; a row that is there already is seen again, and open again if it had been
         replayed. One that was dismissed stays so.
@@ -388,10 +416,6 @@ class Lakehouse:
         base = self.version(table.schema, table.name)
         none = self.read(session, table.schema, table.name).where("false").drop(LOAD_DATE)
         self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
-
-    def is_known(self, table: BronzeTable, name: str) -> bool:
-        """Whether a column of the bronze table is declared, or one of the platform's own."""
-        return name in {*(c.name for c in table.columns), *METADATA_COLUMNS, LOAD_DATE}
 
     def blank(
         self, session: SparkSession, table: BronzeTable, keys: Sequence[str], mark: str, columns: Sequence[str]
@@ -815,7 +839,7 @@ class Lakehouse:
         layout = table.layout.partition_by
         if layout == LOAD_DATE:
             columns.append(
-                f"{LOAD_DATE} date generated always as (cast(load_timestamp as date)) comment 'Day of loading.'"
+                f"{LOAD_DATE} date generated always as ({_LOAD_DATE_OF}) comment {spark_literal(_LOAD_DATE_COMMENT)}"
             )
         statistics = ",".join([*(c.name for c in table.key), "batch_id"])
         return (

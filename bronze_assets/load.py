@@ -16,10 +16,11 @@ from dataclasses import replace
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from bronze_assets import audit, quality
+from bronze_assets import audit
 from bronze_assets.attempt import Attempt, write_failure
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, lease
+from bronze_assets.classification import classify
 from bronze_assets.errors import BronzeError, LoadRefused
 from bronze_assets.file_load import FileLoad
 from bronze_assets.frames import ACTIVE
@@ -69,7 +70,7 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
 @contextmanager
 def keys_held(attempt: Attempt) -> Iterator[None]:
     """While a load of personal data is at work, no key is dropped: whoever erases somebody waits for it."""
-    if not quality.protected(attempt.table):
+    if not attempt.table.has_personal_data:
         yield
         return
     with attempt.bench.lake.held(attempt.table.schema):
@@ -97,6 +98,7 @@ def _load(attempt: Attempt) -> LoadRecord:
         # Refused at once, before a connection or a JVM is started for it.
         part.check_partition()
     again = settle(attempt)
+    classify(attempt)
     records = [record for part in parts for record in part.load(again)]
     if not records:
         nothing = LoadRecord(

@@ -188,14 +188,14 @@ def record_hash(
     length in UTF-8 bytes for a string, and for any other type its text: decimal digits of an integer, days since
     1970-01-01 of a date, microseconds since then of a timestamp, a decimal at its own scale, `true` or `false`. The
     strings follow, in order, NULL ones left out. Columns that came later (declared with `added=True`, or not declared)
-    come last, by name and only when not NULL, as `<bytes>:<name><bytes>:<text>`. For a protected value stands its HMAC:
-    an unkeyed hash would give it away.
+    come last, by name and only when not NULL, as `<bytes>:<name><bytes>:<text>`. For a hidden value stands its HMAC: an
+    unkeyed hash would give it away.
     """
     types = {f.name: f.dataType for f in frame.schema.fields}
     texts = {c.name: _text(F.col(c.name), types[c.name]) for c in table.columns}
     texts |= {name: _text(F.col(name), types[name]) for name in extra}
     if sealed is not None:
-        texts |= {name: sealed.hashed(name) for name in protected(table)}
+        texts |= {name: sealed.hashed(name) for name in hidden(table, extra)}
     strings = {name for name in texts if isinstance(types[name], T.StringType)}
     return _canonical_md5(texts, strings, {c.name for c in table.columns if c.added} | set(extra))
 
@@ -208,7 +208,7 @@ def row_hash(frame: DataFrame, table: BronzeTable, extra: Sequence[str], sealed:
     if raw_column(LINE) in frame.columns:
         texts[LINE] = F.col(raw_column(LINE)) if sealed is None else sealed.hashed(LINE)
     if sealed is not None:
-        texts |= {name: sealed.hashed(name) for name in protected(table)}
+        texts |= {name: sealed.hashed(name) for name in hidden(table, extra)}
     later = {c.name for c in table.columns if c.added} | set(extra) | ({LINE} & set(texts))
     # A raw text may be anything, so every value counts as a string here.
     return _canonical_md5(texts, set(texts), later)
@@ -218,9 +218,9 @@ def raw_row(
     table: BronzeTable, columns: Sequence[str], extra: Sequence[str], sealed: Sealed | None = None
 ) -> SparkColumn:
     """The row as the source gave it, as JSON text values by column name; protected values sealed, or left out."""
-    hidden = protected(table)
+    unread = hidden(table, extra)
     texts = {name: _readable(name, columns) for name in [*(c.name for c in table.columns), *extra]}
-    for name in hidden:
+    for name in unread:
         value = texts.pop(name)
         if sealed is not None:
             texts[name] = sealed.sealed(name, value)
@@ -229,7 +229,7 @@ def raw_row(
         return row
     # Nobody can tell which part of such a line is a protected value.
     line = F.col(raw_column(LINE))
-    if hidden:
+    if unread:
         line = F.lit(None).cast("string") if sealed is None else sealed.sealed(LINE, line)
     return F.when(F.col(raw_column(LINE)).isNull(), row).otherwise(
         F.to_json(F.struct(line.alias(LINE)), {"ignoreNullFields": "false"})
@@ -239,13 +239,12 @@ def raw_row(
 def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
     """Why a judged row is quarantined: an array of (rule, column, expected, found), `found` NULL where protected."""
     found: list[SparkColumn] = []
-    hidden = protected(table)
-    if hidden:
-        hidden.add(LINE)
+    raw_names = [name.removeprefix(_RAW) for name in columns if name.startswith(_RAW)]
+    unread = hidden(table, [name for name in raw_names if not table.knows(name)])
     types = {c.name: c.type.simpleString() for c in table.columns}
 
     def reason(rule: Rule, column: str, expected: str | SparkColumn) -> SparkColumn:
-        value = F.lit(None).cast("string") if column in hidden else _readable(column, columns)
+        value = F.lit(None).cast("string") if column in unread else _readable(column, columns)
         return F.struct(
             F.lit(rule.name).alias("rule"),
             F.lit(column).alias("column"),
@@ -257,13 +256,12 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
         if not rule.quarantines:
             continue
         if rule.check == PARSED:
-            raws = {name: name.removeprefix(_RAW) for name in columns if name.startswith(_RAW)}
             found += [
                 F.when(
-                    F.col(raw).isNotNull(),
+                    F.col(raw_column(name)).isNotNull(),
                     reason(rule, name, F.col(EXPECTED) if name == LINE else f"parses as {types.get(name, 'its type')}"),
                 )
-                for raw, name in raws.items()
+                for name in raw_names
             ]
         else:
             found += [
@@ -275,6 +273,15 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
 def protected(table: BronzeTable) -> set[str]:
     """Names of the columns whose values may not be read beside the table."""
     return {c.name for c in table.columns if c.pii.protected}
+
+
+def hidden(table: BronzeTable, extra: Iterable[str]) -> set[str]:
+    """`protected`, and in a table with personal data what it does not declare: nobody has classified that.
+
+    Args:
+        extra: names that the table does not declare.
+    """
+    return protected(table) | (set(extra) if table.has_personal_data else set())
 
 
 def key_text(table: BronzeTable) -> SparkColumn:

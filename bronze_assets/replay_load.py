@@ -10,7 +10,7 @@ import datetime as dt
 import functools
 import logging
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pyspark.sql import Column as SparkColumn
@@ -23,15 +23,16 @@ from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch
 from bronze_assets.errors import ConservationError
-from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ, Frames
+from bronze_assets.file_frames import PlacedFrames
+from bronze_assets.frames import ACTIVE, OUTCOME, OUTCOMES, READ
 from bronze_assets.lakehouse import FOLDED, OPEN, QUARANTINE, QUARANTINE_IDENTITY, REPLAYED
 from bronze_assets.privacy.protection import Protection
 from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.schema_versions import SchemaVersions
-from bronze_assets.sources.files import OPERATION, POSITION, VALUES, lines_again, micros, parsed
+from bronze_assets.sources.files import OPERATION, POSITION, SPARKS_OWN, VALUES, lines_again, micros, parsed
 from bronze_assets.sources.packing import FILE
 from bronze_assets.sources.scope import ReplayScope
-from bronze_assets.table import RESCUED, BronzeTable, Feed
+from bronze_assets.table import RESCUED, BronzeTable
 from bronze_assets.workbench import current_partition
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,12 @@ _LAST = "__last"
 _FRESH = "__fresh"
 _OPENED = "__opened_"
 _TEXTS = "map<string, string>"
-# How Spark writes values as text, and the quarantine holds them.
-_SPARKS_OWN = Feed("quarantine")
 _POSITION_DIGITS = 20
 KEY = "key_text"
 CORRECTED = "corrected"
 
 
-class ReplayFrames(Frames):
+class ReplayFrames(PlacedFrames):
     """Every frame of one replay.
 
     Args:
@@ -82,11 +81,11 @@ class ReplayFrames(Frames):
             scope=scope,
             now=now,
             today=today,
-            extra=() if table.has_personal_data else list(extra),
+            extra=list(extra),
             protection=protection,
         )
         self._types = {c.name: c.type for c in table.columns} | {name: extra[name] for name in self.extra}
-        self._hidden = sorted(quality.protected(table))
+        self._hidden = sorted(quality.hidden(table, self.extra))
         self._held = held
         self._corrected = corrected
         self._versions = versions
@@ -208,8 +207,9 @@ class ReplayFrames(Frames):
         rows = rows.withColumns({f"{_OPENED}{name}": text for name, text in sealed.items()})
         opened = protection.unsealed(rows, {name: f"{_OPENED}{name}" for name in sealed}, F.col(HELD)["row_key"])
         lost = [F.col(f"{_OPENED}{name}").isNull() & text.isNotNull() for name, text in sealed.items()]
-        # The quarantine did not always hold them.
-        left_out = [F.col(LINE).isNull() & ~F.map_contains_key(VALUES, F.lit(name)) for name in self._hidden]
+        # The quarantine did not always hold them; a column that joined later is in no row of before.
+        declared = sorted(quality.protected(self._table))
+        left_out = [F.col(LINE).isNull() & ~F.map_contains_key(VALUES, F.lit(name)) for name in declared]
         unreadable = functools.reduce(operator.or_, [*lost, *left_out])
         rows = opened.withColumn("__unreadable", F.coalesce(unreadable, F.lit(False)))
         plain = {LINE: F.col(f"{_OPENED}{LINE}"), RESCUED: F.col(f"{_OPENED}{RESCUED}")}
@@ -233,7 +233,7 @@ class ReplayFrames(Frames):
 
     def _typed(self, rows: DataFrame) -> DataFrame:
         """The rows as a source frame (see `quality`), a row for each that they stand for."""
-        feed = self._table.feed or _SPARKS_OWN
+        feed = self._table.feed or SPARKS_OWN
         selected: list[SparkColumn] = []
         for name, kind in self._types.items():
             text = F.col(VALUES)[name]
@@ -242,7 +242,7 @@ class ReplayFrames(Frames):
             text = F.when(F.col(LINE).isNull(), text)
             # What did not parse is there as it came, and anything else as Spark writes it.
             as_it_came = F.col(_FRESH) | _did_not_parse(F.col(_BEFORE), name)
-            own = parsed(text, kind, _SPARKS_OWN)
+            own = parsed(text, kind, SPARKS_OWN)
             theirs = parsed(text, kind, feed)
             value = F.when(as_it_came, theirs).otherwise(F.coalesce(own, theirs))
             selected.append(value.alias(name))
@@ -312,18 +312,6 @@ class ReplayFrames(Frames):
 
     def _possible(self, _outcomes: DataFrame) -> list[str]:
         return ["loaded", "quarantined", "duplicates", "unchanged"] + (["deleted"] if self._captured else [])
-
-    def _can_be_null(self, _column: str) -> bool:
-        return True
-
-    def _source_column(self, name: str, _columns: Sequence[str], deleted: SparkColumn) -> SparkColumn:
-        return F.col(name) if name in self._keys else F.when(~deleted, F.col(name))
-
-    def _file_name(self) -> SparkColumn:
-        return F.col(FILE)
-
-    def _position(self, _batch_position: str) -> SparkColumn:
-        return F.col(POSITION)
 
     def _added(self) -> list[SparkColumn]:
         return [self._rescued()] if self._table.files is not None else []

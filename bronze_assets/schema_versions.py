@@ -1,8 +1,8 @@
 """`bz_schema_versions`: which columns a table of files has beside the declared ones, since when, and who accepted them.
 
 Append-only, one per schema, beside the tables. An event is `evolved` (a column joined by the table's policy),
-`proposed` (the policy stops the table until somebody accepts the column), `accepted`, or `withdrawn` (the files were
-mended instead).
+`proposed` (the policy stops the table until somebody accepts the column), `accepted`, `withdrawn` (the files were
+mended instead), or, of a table with personal data, `classified` (somebody has declared the column since).
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class SchemaVersions:
         """Name → type of the columns that have joined or been accepted."""
         return self._columns("evolved", "accepted")
 
+    def classified(self) -> set[str]:
+        """The columns that have been declared since they joined, and are held as declared."""
+        return set(self._columns("classified"))
+
     def proposed(self) -> dict[str, T.DataType]:
         """Name → type of the columns that wait for somebody to accept them."""
         found: dict[str, T.DataType] = {}
@@ -78,8 +82,7 @@ class SchemaVersions:
     def joining(self, found: Iterable[str], extra: Mapping[str, T.DataType]) -> list[str]:
         """Those of the names found in files that join the table by its policy."""
         feed = self._table.feed
-        # Nobody has said whether a new column is personal.
-        if feed is None or feed.evolution is not Evolution.ADD or self._table.has_personal_data:
+        if feed is None or feed.evolution is not Evolution.ADD:
             return []
         return self._usable(found, extra)[: max(0, MOST_COLUMNS - len(extra))]
 

@@ -48,23 +48,25 @@ class SnapshotFrames(Frames):
         full_compare: bool,
         protection: Protection | None,
     ) -> None:
-        # Nobody has said whether a new column is personal; until the protection of unclassified columns exists,
-        # it stays out of a table that holds personal data.
-        extra = () if table.has_personal_data else tuple(source.extra)
         super().__init__(
-            session, table, scope=str(scope), now=snapshot.taken, today=today, extra=extra, protection=protection
+            session,
+            table,
+            scope=str(scope),
+            now=snapshot.taken,
+            today=today,
+            extra=tuple(source.extra),
+            protection=protection,
         )
         self._snapshot = snapshot
         self._scope = scope
         self._connections = connections
         self._full_compare = full_compare
-        self._new_columns = tuple(source.extra)
-        self._source = replace(source, extra={name: source.extra[name] for name in self.extra})
+        self._source = source
 
     def judged(self) -> DataFrame:
         """The scope's rows with broken rules, score and hash."""
         frame = self._snapshot.read(self._session, self._source, self._table, self._scope, self._connections)
-        return self._judge(frame).withColumn(READ, F.lit(True))
+        return self._judge(frame, unique=self._source.unique).withColumn(READ, F.lit(True))
 
     def outcomes(self, judged: DataFrame, versions: DataFrame | None) -> DataFrame:
         """The judged rows with their outcome, and a row `deleted` for each key that is gone from the source."""
@@ -143,8 +145,7 @@ class SnapshotFrames(Frames):
         """The record of the pass that counted."""
         return replace(
             super().record(counts, partition, batch_id, started, ended, position),
-            new_columns=self._new_columns,
-            left_out=tuple(name for name in self._new_columns if name not in self.extra),
+            new_columns=self.extra,
         )
 
     def _possible(self, outcomes: DataFrame) -> list[str]:

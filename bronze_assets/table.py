@@ -27,6 +27,8 @@ from bronze_assets.errors import DeclarationError
 
 POSTGRES = "PostgreSQL_DE"
 RESCUED = "_rescued_data"
+DATE_FORMAT = "yyyy-MM-dd"
+TIMESTAMP_FORMAT = "yyyy-MM-dd HH:mm:ss"
 
 METADATA_COLUMNS: Mapping[str, tuple[T.DataType, str]] = {
     "load_timestamp": (T.TimestampType(), "When the row version was first written (UTC)."),
@@ -95,8 +97,8 @@ class Feed:
     captured: bool = False
     event_time: str | None = None
     multiline: bool = False
-    timestamp_format: str = "yyyy-MM-dd HH:mm:ss"
-    date_format: str = "yyyy-MM-dd"
+    timestamp_format: str = TIMESTAMP_FORMAT
+    date_format: str = DATE_FORMAT
     evolution: Evolution = Evolution.ADD
     overwritten: Overwritten = Overwritten.RELOAD
     loaded: Loaded = Loaded.ARCHIVE
@@ -431,6 +433,10 @@ class BronzeTable:
     def key(self) -> tuple[Column, ...]:
         """The key columns."""
         return tuple(c for c in self.columns if c.key)
+
+    def knows(self, name: str) -> bool:
+        """Whether a column of the bronze table is declared, or one of the platform's own; not what is rescued."""
+        return name in {*(c.name for c in self.columns), *METADATA_COLUMNS, LOAD_DATE}
 
     @property
     def has_personal_data(self) -> bool:

@@ -33,6 +33,11 @@ def is_table(path: Path) -> bool:
     return DeltaTable.is_deltatable(str(path))
 
 
+def version(path: Path) -> int:
+    """The current version of a table."""
+    return DeltaTable(str(path)).version()
+
+
 def properties(path: Path) -> dict[str, str | None]:
     """A Delta table's properties."""
     return dict(DeltaTable(str(path)).metadata().configuration)

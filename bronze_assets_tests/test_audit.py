@@ -98,6 +98,7 @@ def test_severities_are_those_of_the_design_and_only_the_contract_blocks() -> No
 
     assert severities == {
         "schema": "ERROR",
+        "classified": "WARN",
         "conservation": "ERROR",
         "key": "ERROR",
         "parsed": "ERROR",
@@ -147,10 +148,10 @@ def test_the_share_of_nulls_is_one_verdict_with_its_columns() -> None:
 
 
 def test_new_columns_are_told_and_fail_nothing() -> None:
-    found = verdict("schema", new_columns=("colour", "size"), left_out=("size",))
+    found = verdict("schema", new_columns=("colour", "size"))
 
     assert (found.passed, found.count) == (True, 2)
-    assert found.details == {"new_columns": ["colour", "size"], "left_out_until_classified": ["size"]}
+    assert found.details == {"new_columns": ["colour", "size"]}
 
 
 MEGABYTE = 2**20

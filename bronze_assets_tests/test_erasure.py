@@ -362,7 +362,7 @@ def test_an_erasure_during_a_load_is_refused_by_name_and_nobody_comes_back(
         load = others.submit(loaded, settings)
         paused.reached()
         try:
-            with pytest.raises(TableBusy, match=r"bz_people: run run on .* is loading it"):
+            with pytest.raises(TableBusy, match=r"bz_people: run run on .* is at work on it"):
                 erased(settings, "2")
         finally:
             paused.go()
@@ -385,7 +385,7 @@ def test_of_two_erasures_at_once_one_is_refused_by_name_and_done_when_repeated(
         first = others.submit(erased, settings, "2", run_id="the first")
         paused.reached()
         try:
-            with pytest.raises(TableBusy, match=r"bz_people: run the first on .* is loading it"):
+            with pytest.raises(TableBusy, match=r"bz_people: run the first on .* is at work on it"):
                 erased(settings, "3")
         finally:
             paused.go()

@@ -48,7 +48,7 @@ from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current, load
 from bronze_assets.settings import Settings
 from bronze_assets.sources.postgres import Snapshot
-from bronze_assets.table import BronzeTable, Cadence, column
+from bronze_assets.table import BronzeTable, Cadence, Pii, column
 from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
@@ -944,7 +944,7 @@ def test_a_new_column_joins_with_its_own_type_and_leaves_rows_alone_while_it_is_
 
     record = lab.load(WAREHOUSES)
 
-    assert (record.loaded, record.unchanged, record.new_columns, record.left_out) == (1, 1, ("opened_on",), ())
+    assert (record.loaded, record.unchanged, record.new_columns, record.unclassified) == (1, 1, ("opened_on",), ())
     assert lake_reader.column_types(lab.path("bz_warehouses"))["opened_on"] == "date"
     assert lab.rows(WAREHOUSES, "warehouse_id", "opened_on") == [(1, None), (2, None), (2, dt.date(2020, 2, 29))]
     name, days = "opened_on", (dt.date(2020, 2, 29) - dt.date(1970, 1, 1)).days
@@ -953,20 +953,100 @@ def test_a_new_column_joins_with_its_own_type_and_leaves_rows_alone_while_it_is_
     assert lab.rows(WAREHOUSES, "record_hash", where="opened_on is not null") == [(expected,)]
 
 
-def test_a_new_column_stays_out_of_a_table_with_personal_data_until_somebody_classifies_it(lab: Lab) -> None:
+class ClassifiedCustomers(pa.DataFrameModel):
+    customer_id: T.IntegerType = column(key=True, gt=0, description="Identifies a customer.")
+    customer_name: T.StringType = column(pii=Pii.HIGH, description="Full name.")
+    email: T.StringType = column(pii=Pii.HIGH, description="Address.")
+    nickname: T.StringType = column(pii=Pii.HIGH, added=True, description="What friends say.")
+    pager: T.StringType = column(pii=Pii.MEDIUM, added=True, description="Number of the pager.")
+    points: T.IntegerType = column(added=True, description="Points collected.")
+    since: T.DateType = column(pii=Pii.LOW, added=True, description="First order.")
+
+
+CUSTOMER_COLUMNS = DDL["customers"] + ", nickname text, pager text, points int, since date"
+
+
+def classified_customers(**changed: T.DataType) -> BronzeTable:
+    """The customers with all columns declared, some with another type."""
+    declared = {name: column(added=True, description="-") for name in changed}
+    model = type("Others", (ClassifiedCustomers,), {"__annotations__": changed, **declared})
+    return dataclasses.replace(CUSTOMERS, model=model if changed else ClassifiedCustomers)
+
+
+def test_new_columns_of_a_table_with_personal_data_are_sealed(lab: Lab) -> None:
     lab.make(
         "customers",
-        [(1, "Ada", "a@example.org", "secret 1"), (-1, "Bo", "b@example.org", "secret 2")],
-        ddl=DDL["customers"] + ", nickname text",
+        [
+            (1, "Ada", "a@example.org", "secret Ä", "0171", 5, "2020-02-29"),
+            (2, "Eve", "e@example.org", None, None, None, None),
+            (-1, "Bo", "b@example.org", "secret 2", "0172", 6, "infinity"),
+        ],
+        ddl=CUSTOMER_COLUMNS,
     )
+    new = ("nickname", "pager", "points", "since")
     record = lab.load(CUSTOMERS)
-    assert (record.new_columns, record.left_out, record.loaded) == (("nickname",), ("nickname",), 1)
-    assert "nickname" not in lake_reader.column_types(lab.path("bz_customers"))
-    assert "secret" not in lab.quarantine(CUSTOMERS)[0]["raw_row"]
-    (schema,) = [v for v in audit.verdicts(CUSTOMERS, record) if v.name == "schema"]
-    assert schema.details["left_out_until_classified"] == ["nickname"]
-    lab.sql("update tests.customers set nickname = 'other'")
-    assert lab.load(CUSTOMERS).unchanged == 1
+    assert (record.new_columns, record.unclassified, record.loaded, record.quarantined) == (new, new, 2, 1)
+    types = lake_reader.column_types(lab.path("bz_customers"))
+    assert {types[name] for name in new} == {"string"}
+    keys = Keys(lab.settings, CUSTOMERS.schema, CUSTOMERS.name)
+    (ada,) = lab.rows(CUSTOMERS, *new, where="customer_id = 1")
+    opened = [keys.open(text, name, "1") for name, text in zip(new, ada, strict=True)]
+    assert opened == ["secret Ä", "0171", "5", "2020-02-29"]
+    assert lab.rows(CUSTOMERS, *new, where="customer_id = 2") == [(None, None, None, None)]
+    bad = lab.quarantine(CUSTOMERS)[0]
+    assert not {"secret", "0172", "infinity"} & set(re.findall(r"\w+", bad["raw_row"] + str(bad["reasons"])))
+    raw = json.loads(bad["raw_row"])
+    assert [keys.open(raw[name], name, "-1") for name in ("nickname", "since")] == ["secret 2", "infinity"]
+
+    (verdict,) = [v for v in audit.verdicts(CUSTOMERS, record) if v.name == "classified"]
+    assert (verdict.passed, verdict.severity, verdict.count) == (False, "WARN", 4)
+    assert verdict.details == {"unclassified": list(new)}
+
+    again = lab.load(CUSTOMERS)
+    assert (again.unchanged, again.unclassified) == (2, new)
+    lab.sql("update tests.customers set points = 7 where customer_id = 2")
+    assert lab.load(CUSTOMERS).loaded == 1
+    ((seven,),) = lab.rows(CUSTOMERS, "points", where="customer_id = 2 and points is not null")
+    assert keys.open(seven, "points", "2") == "7"
+
+
+def test_what_was_sealed_becomes_what_it_is_declared_as(lab: Lab) -> None:
+    rows = [(n, f"N{n}", f"{n}@example.org", f"nick {n}", f"017{n % 2}", n * 5, f"2020-02-{n:02}") for n in (1, 2, 3)]
+    lab.make("customers", [*rows, (4, "Quiet", "q@example.org", *[None] * 4)], ddl=CUSTOMER_COLUMNS)
+    lab.load(CUSTOMERS)
+    before = dict(lab.rows(CUSTOMERS, "customer_id", "nickname"))
+    kept = ("customer_id", "customer_name", "email", "load_timestamp", "batch_id", "record_hash", "source_position")
+    untouched = sorted(lab.rows(CUSTOMERS, *kept))
+
+    wrong = classified_customers(pager=T.DateType())
+    error = expect_failure(lab, wrong, LoadRefused)
+    assert "3 values of 'pager', sealed before it was declared, are no date" in error.culprit
+    assert dict(lab.rows(CUSTOMERS, "customer_id", "nickname")) == before
+
+    table = classified_customers()
+    lab.sql("update tests.customers set points = 100 where customer_id = 3")
+    record = lab.load(table)
+    assert record.unclassified == ()
+    types = lake_reader.column_types(lab.path("bz_customers"))
+    assert [types[name] for name in ("nickname", "pager", "points", "since")] == ["string", "string", "integer", "date"]
+    keys = Keys(lab.settings, CUSTOMERS.schema, CUSTOMERS.name)
+    first = lab.rows(table, *kept, where="batch_id like '%/1'")
+    assert sorted(first) == untouched
+    tokens = {n: "tok:" + keys.hmac("token", f"017{n % 2}") for n in (1, 2, 3)}
+    columns = ("customer_id", "nickname", "pager", "points", "since")
+    assert sorted(lab.rows(table, *columns, where="batch_id like '%/1'")) == [
+        *((n, before[n], tokens[n], n * 5, dt.date(2020, 2, n)) for n in (1, 2, 3)),
+        (4, None, None, None, None),
+    ]
+    vault = lake_reader.read(lab.settings.lake / CUSTOMERS.schema / "bz_token_vault")
+    assert {(row["token"], row["subject"]) for row in vault} == {(tokens[n], f"bz_customers/{n}") for n in tokens}
+    assert lab.rows(table, "points", where="customer_id = 3 and batch_id not like '%/1'") == [(100,)]
+    # A value that is no longer hidden is hashed as it is: rows that have one get a version, once.
+    assert (record.loaded, record.unchanged) == (3, 1)
+    version = lake_reader.version(lab.path("bz_customers"))
+    assert lab.load(table).unchanged == 4
+    # The load's own commit, and no second rewriting.
+    assert lake_reader.version(lab.path("bz_customers")) == version + 1
 
 
 def test_a_new_column_with_the_name_of_a_metadata_column_stops_the_load(lab: Lab) -> None:

@@ -345,7 +345,7 @@ class TestOnePartition:
             ORDERS,
             TODAY,
             new_columns=("x",),
-            left_out=("y",),
+            unclassified=("y",),
             nulls={"a": 1},
             rules={"b": RuleCount(1)},
             bytes_day_ago=1,

@@ -46,6 +46,9 @@ VALUES = (
     *('""', '"a"', '"null"', '"21.0"', '"-0"', '"1e5"', '"2026-06-01"', '"2026-06-01 10:00:00"', '"2026-13-01"'),
     *(r'"\u00e9"', '"é\u2028"', r'"a\"b"', r'"\\"', '"\x7f"', '"\x01"', '"true"', '"yes"', "[1]", '{"a": 1}', "nul"),
     *("01", "1.", ".5", "+1", "NaN", '" 1"', '"0x1F"', r'"\ud800"', '"a": 1', '1, "reading_id": 2', '1, "text": "b"'),
+    *('"0001-01-01"', '"0000-01-01"', '"2026-06-01Z"', '"2026-6-1"', '"2026-06-01T10:00:00.123456Z"', '"9999-12-31"'),
+    *('"2026-06-01 10:00:00.1234567"', '"2026-06-01 10:00:00+02"', '"2026-06-01 10:00:00-0530"', '"infinity"'),
+    *('"2026-06-01 25:00:00"', '"1.5"', '"-1.2500"', '"1.25000"', '"100000000.5"', '"+1.5"', '"-0.0"', '"0.000"'),
     '1, "new": 2',
 )
 
@@ -55,6 +58,11 @@ def readings(**feed: Any) -> BronzeTable:
     return BronzeTable(
         "lab_bronze", "lab.Readings", Readings, Cadence.STREAMING, "Readings.", files=Feed(**feed), source_system="S"
     )
+
+
+def usual_lines(table: BronzeTable, *told: Any) -> UsualLines:
+    assert table.feed is not None
+    return UsualLines.of({c.name: c.type for c in table.columns}, table.feed, *told)
 
 
 def claimed(settings: Settings, table: BronzeTable, staging: Path) -> ClaimedFiles:
@@ -86,16 +94,19 @@ def lines() -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("feed", [{}, {"event_time": "moment"}, {"captured": True}, {"date_format": "dd.MM.yyyy"}])
 def test_usual_lines_are_read_as_any_other_line(
-    spark: SparkSession, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feed: dict[str, Any]
 ) -> None:
     folder = Path(settings.landing) / "raw/readings"
     folder.mkdir(parents=True)
     every = lines()
+    if "captured" in feed:
+        every = [one.replace("{", '{"__source_lsn": 7, "__op": "u", ', 1) for one in every]
     for start in range(0, len(every), 40):
         content = "\n".join(every[start : start + 40]).encode("utf-8", "surrogatepass")
         (folder / f"{start:04}.json").write_bytes(content + (b"\n\xff\xfe\n" if start == 80 else b""))
-    table = readings()
+    table = readings(**feed)
 
     def rows(small: int) -> list[Any]:
         monkeypatch.setattr(packing, "SMALL", small)
@@ -120,7 +131,7 @@ def values(path: str | None) -> list[str]:
 
 def test_lines_are_usual_by_their_form_alone(settings: Settings, tmp_path: Path) -> None:
     table = readings()
-    usual = UsualLines.of({c.name: c.type for c in table.columns})
+    usual = usual_lines(table)
     forms = ['{"reading_id": 1, "exact": 0.5}', '{"exact":1,"reading_id":2}', '{"reading_id": 3}']
     others = [
         '{"reading_id": 1, "reading_id": 2}',
@@ -135,7 +146,7 @@ def test_lines_are_usual_by_their_form_alone(settings: Settings, tmp_path: Path)
 
 def test_files_without_a_line_are_read_as_no_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
     table = readings()
-    found = packed(settings, tmp_path, table, UsualLines.of({"reading_id": T.LongType()}), "\n\n", "\n")
+    found = packed(settings, tmp_path, table, UsualLines.of({"reading_id": T.LongType()}, Feed("")), "\n\n", "\n")
     assert found.usual is None
     assert values(found.others) == []
     assert claimed(settings, table, tmp_path / "again").read(spark, table, {}).count() == 0
@@ -150,7 +161,7 @@ def test_a_change_without_its_position_is_not_usual(
     strange: list[dict[str, Any]] = [{"__commit_lsn": None}, {"__commit_lsn": -5}, {"__op": "x"}, {"__op": 1}]
     others = [json.dumps(change | one) for one in strange]
     others.append(json.dumps({name: value for name, value in change.items() if not name.endswith("lsn")}))
-    usual = UsualLines.of_changes({c.name: c.type for c in table.columns}, _USUAL_FIELDS, _POSITIONS)
+    usual = usual_lines(table, _USUAL_FIELDS, _POSITIONS)
     text = "\n".join([json.dumps(change), json.dumps(change | {"__op": "d"}), *others])
     found = packed(settings, tmp_path / "pack", table, usual, text)
     assert len(values(found.usual)) == 2
@@ -170,7 +181,8 @@ def test_a_change_without_its_position_is_not_usual(
 
 
 def test_names_of_any_kind_make_no_pattern(settings: Settings, tmp_path: Path) -> None:
-    usual = UsualLines.of({"a.b": T.StringType(), "c(": T.StringType(), "d\\e": T.StringType(), "F": T.LongType()})
+    names = {"a.b": T.StringType(), "c(": T.StringType(), "d\\e": T.StringType(), "F": T.StringType()}
+    usual = UsualLines.of(names, Feed(""))
     table = readings()
     good = ['{"a.b": 1, "c(": "x"}']
     others = ['{"axb": 1, "c(": "x"}', '{"F": 1}', json.dumps({"d\\e": 1})]

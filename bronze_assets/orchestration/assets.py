@@ -154,7 +154,7 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         **{f"broken/{name}": count.broken for name, count in record.rules.items()},
         **{f"nulls/{name}": count for name, count in record.nulls.items()},
         "new_columns": list(record.new_columns) or None,
-        "left_out": list(record.left_out) or None,
+        "unclassified": list(record.unclassified) or None,
     }
     return {name: value for name, value in entries.items() if value is not None}
 

@@ -60,7 +60,7 @@ class DataKeys:
             yield
         self._lake.tidy_private(self._schema, SUBJECT_KEYS)
 
-    def ensure(self, subjects: Sequence[str]) -> None:
+    def ensure(self, subjects: Sequence[str] | pa.ChunkedArray) -> None:
         """Make the keys that are missing, each 32 random bytes, and the root with the first of them.
 
         A table without rows counts as new; `check` looks without making anything.
@@ -71,7 +71,8 @@ class DataKeys:
         """
 
         def missing(version: int) -> pa.Table:
-            names = pa.array(subjects, pa.string())
+            names = pa.chunked_array([subjects] if isinstance(subjects, Sequence) else subjects.chunks, pa.string())
+            names = names.combine_chunks()
             if self._root(version) is None:
                 names = pa.concat_arrays([names, pa.array([ROOT])])
             known = self._rows(names, ["subject"], version)["subject"]

@@ -167,7 +167,7 @@ def unclassified(lake: Lakehouse, table: BronzeTable) -> list[Unclassified]:
     """The columns of a bronze table that nobody declared: those that joined it, and `_rescued_data` where a value is
     in it; none of a missing table.
     """
-    names = [field.name for field in _stored(lake, table) if not lake.is_known(table, field.name)]
+    names = [field.name for field in _stored(lake, table) if not table.knows(field.name)]
     if not names:
         return []
     counts = ", ".join(f'count({quoted(name)}) as "n{number}"' for number, name in enumerate(names))

@@ -214,7 +214,7 @@ class _Erasure:
         """Columns of the table that hold something of a person: classified ones, and those that nobody declared."""
         stored = self._lake.read(self._bench.session, self._table.schema, self._table.name).schema.names
         return [c.name for c in self._table.columns if c.pii is not Pii.NONE and c.name in stored] + [
-            name for name in stored if not self._lake.is_known(self._table, name)
+            name for name in stored if not self._table.knows(name)
         ]
 
     def _lines(self) -> list[str]:

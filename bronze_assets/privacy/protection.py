@@ -6,21 +6,22 @@ Keys come as columns of a broadcast frame of one row, never as literals: a liter
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import Lakehouse, sql_literal
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.keys import KeyRing
 from bronze_assets.quality import LINE, Sealed, key_text, raw_column
-from bronze_assets.table import BronzeTable, Pii
+from bronze_assets.table import RESCUED, BronzeTable, Column, Pii
 
 ERASED = "__erased"
 _BLOCK_BYTES = 64
+_BASE64_LINE = 76
 _PURPOSES = ("hash", "token", "tombstone")
 _WRAP_KEYS = "__wrap_keys"
 _TABLE_KEY = "__table_key"
@@ -60,23 +61,26 @@ class Protection(Sealed):
         self._version = ring.current
         self._high = [c.name for c in table.columns if c.pii is Pii.HIGH]
         self._medium = [c.name for c in table.columns if c.pii is Pii.MEDIUM]
+        self._plain = {c.name for c in table.columns if not c.pii.protected}
         self._data_keys = DataKeys(lake, ring, table.schema, clock)
         if writes:
             self._data_keys.ensure([table.name])
         self._secrets = self._one_row(ring)
 
-    def ready(self, frame: DataFrame) -> DataFrame:
+    def ready(self, frame: DataFrame, extra: Sequence[str] = (), *, unique: bool = False) -> DataFrame:
         """The rows with all that `hashed`, `token`, `sealed` and `ERASED` need; missing keys have been made.
 
         Args:
             frame: a source frame (see `quality`).
+            extra: columns of it that the table does not declare.
+            unique: whether no two of them have the same key.
         """
         frame = self._with_subject(frame)
         if self._writes:
-            self._make_keys(frame)
-        frame = self._with_keys(frame)
+            self._make_keys(frame, unique)
+        frame = self._with_hashes(self._with_keys(frame), extra)
         if self._writes and self._medium:
-            self._fill_vault(frame)
+            self._fill_vault(frame, self._medium)
         return frame.drop(*(f"__{part}_{purpose}" for purpose in _PURPOSES for part in ("inner", "outer")))
 
     def hashed(self, name: str) -> SparkColumn:
@@ -86,8 +90,8 @@ class Protection(Sealed):
     def written(self, name: str, value: SparkColumn) -> SparkColumn:
         """The text that a column of the bronze table holds for a value."""
         if name in self._medium:
-            return F.when(value.isNotNull(), F.concat(F.lit("tok:"), F.col(_hmac_column("token", name))))
-        if name not in self._high:
+            return F.when(value.isNotNull(), _token(name))
+        if name in self._plain:
             return value
         return F.when(value.isNotNull(), self._text(name, self._row(), value, F.col(_SUBJECT).isNotNull(), F.col(_KEY)))
 
@@ -104,7 +108,8 @@ class Protection(Sealed):
     def opened(self, versions: DataFrame) -> DataFrame:
         """Row versions of the table with readable values; NULL where the key is gone."""
         frame = self._with_keys(self._with_subject(versions))
-        plain = {name: self._opened_text(name, F.col(name)) for name in self._high}
+        unclassified = [name for name in versions.columns if not self._table.knows(name) and name != RESCUED]
+        plain = {name: self._opened_text(name, F.col(name)) for name in (*self._high, *unclassified)}
         if self._medium and self._lake.exists(self._table.schema, TOKEN_VAULT):
             vault = self._read(TOKEN_VAULT).select("token", "subject", "value")
             for name in self._medium:
@@ -113,6 +118,24 @@ class Protection(Sealed):
                 frame = frame.join(mine, same, "left")
                 plain[name] = self._opened_text("token", F.col(f"__value_{name}"), row=F.col(name))
         return frame.withColumns(plain).select(*versions.columns)
+
+    def classified(self, versions: DataFrame, columns: Sequence[Column]) -> DataFrame:
+        """Row versions with what was sealed while nobody had declared these columns: readable, as texts; tokens where a
+        column is Medium now, with their way back in the vault.
+
+        Args:
+            columns: none is High, whose values stay sealed as they are.
+        """
+        frame = self._with_keys(self._with_subject(versions))
+        frame = frame.withColumns({c.name: self._opened_text(c.name, F.col(c.name)) for c in columns})
+        medium = [c.name for c in columns if c.pii is Pii.MEDIUM]
+        if medium:
+            frame = frame.withColumns(
+                {_hmac_column("token", name): self._hmac("token", F.col(name)) for name in medium}
+            )
+            self._fill_vault(frame, medium)
+            frame = frame.withColumns({name: F.when(F.col(name).isNotNull(), _token(name)) for name in medium})
+        return frame.select(*versions.columns)
 
     def unsealed(self, rows: DataFrame, names: Mapping[str, str], key: SparkColumn) -> DataFrame:
         """Rows of the quarantine with readable texts in the place of sealed ones; NULL where no key opens them.
@@ -160,27 +183,38 @@ class Protection(Sealed):
         frame = frame.join(F.broadcast(gone), F.col("__subject_hmac") == F.col("__gone"), "left")
         return frame.withColumn(ERASED, F.col("__gone").isNotNull()).drop("__subject_hmac", "__gone")
 
-    def _make_keys(self, frame: DataFrame) -> None:
-        wanted = frame.where(F.col(_SUBJECT).isNotNull() & ~F.col(ERASED)).select(_SUBJECT).distinct()
-        known = self._read(SUBJECT_KEYS).select(F.col("subject").alias(_SUBJECT))
-        missing = wanted.join(known, _SUBJECT, "left_anti").toArrow()
-        self._data_keys.ensure(missing[_SUBJECT].to_pylist())
+    def _make_keys(self, frame: DataFrame, unique: bool) -> None:
+        wanted = frame.where(F.col(_SUBJECT).isNotNull() & ~F.col(ERASED)).select(_SUBJECT)
+        wanted = wanted if unique else wanted.distinct()
+        if self._has_subjects():
+            known = self._read(SUBJECT_KEYS).select(F.col("subject").alias(_SUBJECT))
+            wanted = wanted.join(known, _SUBJECT, "left_anti")
+        self._data_keys.ensure(wanted.toArrow()[_SUBJECT])
+
+    def _has_subjects(self) -> bool:
+        mine = f"select 1 as one from t where starts_with(subject, {sql_literal(self._table.name + '/')}) limit 1"
+        found = self._lake.query(self._table.schema, SUBJECT_KEYS, mine)
+        return found is not None and found.num_rows > 0
 
     def _with_keys(self, frame: DataFrame) -> DataFrame:
         mine = self._read(SUBJECT_KEYS).where(F.col("subject").startswith(f"{self._table.name}/"))
         keys = mine.select(F.col("subject").alias("__owner"), F.col("wrapped").alias(_WRAPPED))
         frame = frame.join(keys, F.col(_SUBJECT) == F.col("__owner"), "left").drop("__owner")
-        hashes = {_hmac_column("hash", name): self._hmac("hash", F.col(name)) for name in [*self._high, *self._medium]}
+        version = F.conv(F.hex(F.substring(_WRAPPED, 1, 2)), 16, 10).cast("int")
+        return frame.withColumn("__wrap_key", F.col(_WRAP_KEYS)[version]).drop(_WRAP_KEYS)
+
+    def _with_hashes(self, frame: DataFrame, extra: Sequence[str]) -> DataFrame:
+        names = (*self._high, *self._medium, *extra)
+        hashes = {_hmac_column("hash", name): self._hmac("hash", F.col(name)) for name in names}
         tokens = {_hmac_column("token", name): self._hmac("token", F.col(name)) for name in self._medium}
         if raw_column(LINE) in frame.columns:
             hashes[_hmac_column("hash", LINE)] = self._hmac("hash", F.col(raw_column(LINE)))
-        version = F.conv(F.hex(F.substring(_WRAPPED, 1, 2)), 16, 10).cast("int")
-        return frame.withColumns(hashes | tokens | {"__wrap_key": F.col(_WRAP_KEYS)[version]}).drop(_WRAP_KEYS)
+        return frame.withColumns(hashes | tokens)
 
-    def _fill_vault(self, frame: DataFrame) -> None:
+    def _fill_vault(self, frame: DataFrame, names: Sequence[str]) -> None:
         parts = [
             frame.where(F.col(name).isNotNull() & F.col(_SUBJECT).isNotNull() & ~F.col(ERASED)).select(
-                F.concat(F.lit("tok:"), F.col(_hmac_column("token", name))).alias("token"),
+                _token(name).alias("token"),
                 F.col(_SUBJECT).alias("subject"),
                 F.col(name).alias("__plain"),
                 _WRAPPED,
@@ -188,7 +222,7 @@ class Protection(Sealed):
                 _TABLE_KEY,
                 F.col(_SUBJECT),
             )
-            for name in self._medium
+            for name in names
         ]
         rows = parts[0]
         for part in parts[1:]:
@@ -211,11 +245,17 @@ class Protection(Sealed):
         lost = F.raise_error(F.lit(f"a subject of {self._table.name} has no key")).cast("binary")
         key = F.when(subject, F.coalesce(subject_key, lost)).otherwise(F.col(_TABLE_KEY))
         sealed = F.aes_encrypt(
-            value.cast("binary"), key, F.lit("GCM"), F.lit("DEFAULT"), F.lit(b""), self._where(column, row)
+            value.cast("string").cast("binary"),
+            key,
+            F.lit("GCM"),
+            F.lit("DEFAULT"),
+            F.lit(b""),
+            self._where(column, row),
         )
         kind = F.when(subject, "s").otherwise("t")
+        text = F.base64(sealed)
         # Spark breaks long texts into lines, or not, by configuration.
-        text = F.translate(F.base64(sealed), "\r\n", "")
+        text = F.when(F.octet_length(text) > _BASE64_LINE, F.translate(text, "\r\n", "")).otherwise(text)
         return F.concat(F.lit(f"enc:{self._version}:"), kind, F.lit(":"), text)
 
     def _opened_text(self, column: str, text: SparkColumn, row: SparkColumn | None = None) -> SparkColumn:
@@ -236,11 +276,15 @@ class Protection(Sealed):
     @staticmethod
     def _hmac(purpose: str, value: SparkColumn) -> SparkColumn:
         """HMAC-SHA-256 (RFC 2104) as lower-case hex; Spark has none of its own."""
-        inner = F.sha2(F.concat(F.col(f"__inner_{purpose}"), value.cast("binary")), 256)
+        inner = F.sha2(F.concat(F.col(f"__inner_{purpose}"), value.cast("string").cast("binary")), 256)
         return F.sha2(F.concat(F.col(f"__outer_{purpose}"), F.unhex(inner)), 256)
 
     def _read(self, name: str) -> DataFrame:
         return self._lake.read(self._session, self._table.schema, name)
+
+
+def _token(name: str) -> SparkColumn:
+    return F.concat(F.lit("tok:"), F.col(_hmac_column("token", name)))
 
 
 def _of_table(text: SparkColumn) -> SparkColumn:

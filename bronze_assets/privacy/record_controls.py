@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pyspark.sql.types as T
 
-from bronze_assets.access import ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS, schemas
+from bronze_assets.access import ACCESS_LOG, DERIVED_TABLES, ERASURE_LOG, GRANT_CHECKS, schemas
 from bronze_assets.access_evidence import BY_SQL
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.lakehouse import OPEN, Lakehouse
@@ -144,7 +144,7 @@ class RecordControls(Controls):
     def _append_only(self) -> tuple[str, str]:
         wrong, there = [], 0
         for schema in schemas(self.tables):
-            for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS):
+            for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS, DERIVED_TABLES):
                 if (table := self.delta(schema, name)) is None:
                     continue
                 there += 1

@@ -29,7 +29,7 @@ from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.sources.inspection import Inspected, parquet_file, strange_type
 from bronze_assets.sources.landing import LandedFile, LandingZone, staged
 from bronze_assets.sources.packing import ANY, ARRIVED, FILE, NATURAL, Packed, UsualLines, is_packed, pack
-from bronze_assets.table import RESCUED, BronzeTable, Feed
+from bronze_assets.table import DATE_FORMAT, RESCUED, TIMESTAMP_FORMAT, BronzeTable, Feed
 
 POSITION = "__position"
 OPERATION = "__operation"
@@ -53,6 +53,10 @@ _DATE = r"^(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}Z?\z"
 _TIMESTAMP = (
     r"^(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?\z"
 )
+
+
+SPARKS_OWN = Feed("")
+"""Values as Spark writes them as text: what was quarantined or sealed holds them so."""
 
 
 class UnreadableFiles(Exception):
@@ -107,9 +111,9 @@ class ClaimedFiles:
         frames: list[DataFrame] = []
         typed: list[DataFrame] = []
         if packed:
-            forms = UsualLines.of(types)
+            forms = UsualLines.of(types, feed)
             if feed.captured:
-                forms = UsualLines.of_changes(types, _USUAL_FIELDS, _POSITIONS)
+                forms = UsualLines.of(types, feed, _USUAL_FIELDS, _POSITIONS)
             pack = self._pack(packed, forms)
             if pack.others is not None:
                 frames.append(_json(_lines(session, pack.others), feed, usual, (FILE, ARRIVED)))
@@ -362,13 +366,14 @@ def _typed(
 ) -> DataFrame:
     """The source frame of rows with `VALUES`: a map, or for usual rows, which have no other names, a struct."""
     selected: list[SparkColumn] = []
+
+    def value_of(name: str) -> SparkColumn:
+        text, kind = F.col(VALUES)[name], types[name]
+        return text.try_cast(kind) if usual is not None and name in usual.exact else parsed(text, kind, feed)
+
     for name, kind in types.items():
-        text = F.col(VALUES)[name]
-        if usual is not None and usual.schema[name].dataType == kind:
-            value, raw = text, F.lit(None).cast("string")
-        else:
-            value = parsed(text, kind, feed)
-            raw = F.when(text.isNotNull() & value.isNull(), text)
+        text, value = F.col(VALUES)[name], value_of(name)
+        raw = F.when(text.isNotNull() & value.isNull(), text.cast("string"))
         selected.append(value.alias(name))
         if not isinstance(kind, T.StringType):
             selected.append(raw.alias(raw_column(name)))
@@ -410,8 +415,7 @@ def _typed(
     else:
         moment = F.col(ARRIVED)
         if feed.event_time is not None:
-            event_time = parsed(F.col(VALUES)[feed.event_time], types[feed.event_time], feed)
-            moment = F.coalesce(event_time.cast("timestamp"), moment)
+            moment = F.coalesce(value_of(feed.event_time).cast("timestamp"), moment)
         # Of two rows of one moment the later file's comes later, whether one batch has both or two have one each.
         moments = [moment] if feed.event_time is None else [moment, F.col(ARRIVED)]
         position = F.concat_ws("/", *map(micros, moments), F.col(FILE))
@@ -484,7 +488,7 @@ def parsed(text: SparkColumn, kind: T.DataType, feed: Feed) -> SparkColumn:
             exact = (fitted == wide) & (fitted.cast("double") == text.try_cast("double"))
             return F.when(plain, text.try_cast(kind)).when(text.rlike(_EXPONENT) & exact, fitted)
         case T.DateType():
-            if feed.date_format != "yyyy-MM-dd":
+            if feed.date_format != DATE_FORMAT:
                 return F.try_to_timestamp(text, F.lit(feed.date_format)).cast("date")
             value = F.when(text.rlike(_DATE), F.substring(text, 1, 10).try_cast("date"))
             if not feed.captured:
@@ -493,7 +497,7 @@ def parsed(text: SparkColumn, kind: T.DataType, feed: Feed) -> SparkColumn:
             days = F.when(text.rlike("^-?[0-9]{1,7}$"), F.date_from_unix_date(text.try_cast("int")))
             return F.coalesce(value, F.when(days.between("0001-01-01", "9999-12-31"), days))
         case T.TimestampType():
-            if feed.timestamp_format != "yyyy-MM-dd HH:mm:ss":
+            if feed.timestamp_format != TIMESTAMP_FORMAT:
                 return F.try_to_timestamp(text, F.lit(feed.timestamp_format))
             return F.when(text.rlike(_TIMESTAMP), text.try_cast("timestamp"))
         case _:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pyspark.sql import types as T
 from bronze_assets.errors import FileChanged
 from bronze_assets.sources.inspection import Inspected
 from bronze_assets.sources.landing import LandingZone, staged
-from bronze_assets.table import Feed
+from bronze_assets.table import DATE_FORMAT, TIMESTAMP_FORMAT, Feed
 
 FILE = "__file"
 ARRIVED = "__arrived"
@@ -41,6 +41,10 @@ _INTEGER = "0|-?[1-9][0-9]{0,17}"
 ANY = f"{_TEXT}|null|true|false|{_INTEGER}"
 
 
+_DAY = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+
+
 def _numbers(kind: T.DecimalType) -> str:
     """Those that the type holds without rounding, with one reading each."""
     before, after = min(kind.precision - kind.scale, 15), kind.scale
@@ -51,43 +55,63 @@ def _numbers(kind: T.DecimalType) -> str:
     return f"{whole}|{small}" + (rf"|-?[1-9][0-9]{{0,{before - 1}}}\.[0-9]{{1,{after}}}" if before else "")
 
 
+def _usual_values(kind: T.DataType, feed: Feed) -> str | None:
+    """The JSON values that are usual for a type, but NULL; None where only a parser can tell."""
+    match kind:
+        case T.DecimalType():
+            return f'"(?:{_numbers(kind)})"' if feed.captured else _numbers(kind)
+        case T.IntegerType() | T.LongType():
+            return _INTEGER
+        case T.BooleanType():
+            return "true|false"
+        case T.DateType() if feed.date_format == DATE_FORMAT:
+            return f'"{_DAY}"'
+        case T.TimestampType() if feed.timestamp_format == TIMESTAMP_FORMAT:
+            return f'"{_DAY}[ T]{_TIME}"'
+    return None
+
+
 @dataclass(frozen=True)
 class UsualLines:
     """What lines of a usual form look like.
 
     Attributes:
-        schema: of the object, as `from_json` takes it: the column's type where every usual value is one, else a text.
+        schema: of the object, as `from_json` takes it.
         values: name → regular expression (RE2) of the JSON values that are usual for it.
+        exact: columns of which a usual value is the column's, or its text, and needs a cast and no parser.
         any_of: names of which a line has one at least; empty for none.
     """
 
     schema: T.StructType
     values: Mapping[str, str]
+    exact: frozenset[str]
     any_of: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(types: Mapping[str, T.DataType]) -> UsualLines:
-        """Those of rows with decimals as numbers.
-
-        Args:
-            types: columns that the table has.
-        """
-        # Not as texts: `from_json` makes them of doubles.
-        exact = {name: kind for name, kind in types.items() if isinstance(kind, T.DecimalType)}
-        values = {name: f"null|{_numbers(exact[name])}" if name in exact else ANY for name in types}
-        return UsualLines(_struct({name: exact.get(name, T.StringType()) for name in types}), _lower(values))
-
-    @staticmethod
-    def of_changes(types: Mapping[str, T.DataType], told: Mapping[str, str], any_of: Sequence[str]) -> UsualLines:
-        """Those of captured changes, which write decimals as texts.
+    def of(
+        types: Mapping[str, T.DataType], feed: Feed, told: Mapping[str, str] | None = None, any_of: Iterable[str] = ()
+    ) -> UsualLines:
+        """Those of a feed: decimals are numbers, or texts where they are captured changes.
 
         Args:
             types: columns that the table has.
             told: name → usual values, of what stands beside the columns.
             any_of: of these, the names of which a line has one at least.
         """
-        values = dict.fromkeys(types, ANY) | dict(told)
-        return UsualLines(_struct(dict.fromkeys(values, T.StringType())), _lower(values), frozenset(any_of))
+        values, exact = dict(told or {}), set[str]()
+        kinds: dict[str, T.DataType] = dict.fromkeys(values, T.StringType())
+        for name, kind in types.items():
+            usual = _usual_values(kind, feed)
+            values[name] = ANY if usual is None else f"null|{usual}"
+            if usual is not None:
+                exact.add(name)
+            # Not as a text: `from_json` makes that of a double.
+            number = isinstance(kind, T.DecimalType) and not feed.captured
+            kinds[name] = kind if number else T.StringType()
+        # Names are compared in lower case; one that is declared otherwise has to be found first.
+        values = {name: value for name, value in values.items() if name == name.lower()}
+        schema = T.StructType([T.StructField(name, kind) for name, kind in kinds.items()])
+        return UsualLines(schema, values, frozenset(exact), frozenset(any_of))
 
     def form(self, line: str) -> str | None:
         """A regular expression of the lines that have the names of this one, in its order; None if it is not usual."""
@@ -103,15 +127,6 @@ class UsualLines:
         # The names are columns', and hold nothing that JSON escapes.
         members = (f'"{re.escape(name)}": ?(?:{self.values[name]})' for name in names)
         return r"^\{" + ", ?".join(members) + r"\}\r?$"
-
-
-def _struct(types: Mapping[str, T.DataType]) -> T.StructType:
-    return T.StructType([T.StructField(name, kind) for name, kind in types.items()])
-
-
-def _lower(values: Mapping[str, str]) -> dict[str, str]:
-    # Names are compared in lower case; one that is declared otherwise has to be found first.
-    return {name: value for name, value in values.items() if name == name.lower()}
 
 
 class _Pairs(list[tuple[str, Any]]):
