@@ -21,7 +21,8 @@ from bronze_assets.table import RESCUED, BronzeTable, Column, Pii
 
 ERASED = "__erased"
 _BLOCK_BYTES = 64
-_BASE64_LINE = 76
+_ONE_LINE = 76 // 4 * 3 - 12 - 16
+"""Bytes of a value whose base64, with nonce and tag, is no longer than a line of MIME (RFC 2045)."""
 _PURPOSES = ("hash", "token", "tombstone")
 _WRAP_KEYS = "__wrap_keys"
 _TABLE_KEY = "__table_key"
@@ -244,18 +245,12 @@ class Protection(Sealed):
         # Where somebody is known there must be a key: under another one, nobody could be forgotten.
         lost = F.raise_error(F.lit(f"a subject of {self._table.name} has no key")).cast("binary")
         key = F.when(subject, F.coalesce(subject_key, lost)).otherwise(F.col(_TABLE_KEY))
-        sealed = F.aes_encrypt(
-            value.cast("string").cast("binary"),
-            key,
-            F.lit("GCM"),
-            F.lit("DEFAULT"),
-            F.lit(b""),
-            self._where(column, row),
-        )
+        plain = value.cast("string").cast("binary")
+        sealed = F.aes_encrypt(plain, key, F.lit("GCM"), F.lit("DEFAULT"), F.lit(b""), self._where(column, row))
         kind = F.when(subject, "s").otherwise("t")
         text = F.base64(sealed)
-        # Spark breaks long texts into lines, or not, by configuration.
-        text = F.when(F.octet_length(text) > _BASE64_LINE, F.translate(text, "\r\n", "")).otherwise(text)
+        # Spark breaks long texts into lines, or not, by configuration. (The text itself would be made twice.)
+        text = F.when(F.octet_length(plain) > _ONE_LINE, F.translate(text, "\r\n", "")).otherwise(text)
         return F.concat(F.lit(f"enc:{self._version}:"), kind, F.lit(":"), text)
 
     def _opened_text(self, column: str, text: SparkColumn, row: SparkColumn | None = None) -> SparkColumn:
