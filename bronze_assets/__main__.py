@@ -1,5 +1,5 @@
-"""The command line: load, show, capture, accept-schema, access, reveal, erase, derived, rotate-keys, compliance,
-quarantine. Each calls what a Dagster job or reader would call.
+"""The command line: doctor, load, show, capture, accept-schema, access, reveal, erase, derived, rotate-keys,
+compliance, quarantine. But for `doctor`, each calls what a Dagster job or reader would call.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from bronze_assets import access, access_evidence, derived_command, quarantine_command
+from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
 from bronze_assets.privacy import compliance, erasure, evidence, reveal, rotation
-from bronze_assets.privacy.keys import key_ring
+from bronze_assets.privacy.keys import existing_ring, key_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import RESCUED, BronzeTable
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compliance_parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="of compliance.html and .json (default <home>/reports)"
     )
+    commands.add_parser("doctor", help="check the environment before anything is started; says what to do")
     derived_command.add_parser(commands)
     quarantine_command.add_parser(commands)
     options = parser.parse_args(arguments)
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "erase":
             subjects = [*(f"bz_customers:{key}" for key in options.customer), *options.subject]
             return erase(settings, subjects, options.subjects_from, reason=options.reason, by=options.by)
+        if options.command == "doctor":
+            return doctor.report(settings, TABLES, say)
         if options.command == "derived":
             return derived_command.run(settings, options)
         if options.command == "rotate-keys":
@@ -263,7 +266,7 @@ def report_compliance(settings: Settings, output: Path | None) -> int:
     where one fails, since the report was made.
     """
     lake = Lakehouse(settings.lake)
-    report = compliance.compliance(settings, lake, lambda: compliance.existing_ring(settings), TABLES, _now)
+    report = compliance.compliance(settings, lake, lambda: existing_ring(settings), TABLES, _now)
     path = report.write(output or settings.home / compliance.FOLDER)
     for line in report.lines():
         say(line)

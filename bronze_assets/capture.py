@@ -213,6 +213,11 @@ class Capture:
             reason, state = self._resumed(source, publication)
             return self._drain(source, publication, state, reason)
 
+    def require_logical(self) -> None:
+        """Raise `SourceRefused` unless the server can decode its write-ahead log; changes nothing."""
+        with contextlib.closing(self._connect()) as source:
+            source.require_logical()
+
     def status(self) -> SlotStatus:
         """How the capture stands; changes nothing.
 

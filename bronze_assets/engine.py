@@ -140,6 +140,12 @@ def find_java(settings: Settings) -> Path:
     return _find_java(settings)[0]
 
 
+def missing_jars(settings: Settings) -> list[Jar]:
+    """Those of `JARS` that are not there, or not the pinned ones."""
+    folder = settings.jars or settings.home / "jars"
+    return [jar for jar in JARS if not _is_intact(folder / jar.file_name, jar)]
+
+
 def ensure_jars(settings: Settings, say: Say) -> list[Path]:
     """The paths of `JARS`, checked; those not there yet are downloaded to `<home>/jars`.
 
@@ -167,7 +173,7 @@ def ensure_jars(settings: Settings, say: Say) -> list[Path]:
                 )
         return [settings.jars / jar.file_name for jar in JARS]
     folder = settings.home / "jars"
-    missing = [jar for jar in JARS if not _is_intact(folder / jar.file_name, jar)]
+    missing = missing_jars(settings)
     if missing:
         _make_folder(folder)
         root = (settings.maven_mirror or _ivys_default_repository()).rstrip("/")

@@ -19,7 +19,7 @@ from bronze_assets.errors import SettingsError
 _LEAST_MEGABYTES = 512
 
 # With the characters that Azure Key Vault and Databricks allow in the names of vaults, secrets, scopes and keys.
-MASTER_KEY_SOURCE = re.compile(
+SECRET_PLACE = re.compile(
     r"file:(?P<path>/.+)"
     r"|azure-keyvault://(?P<vault>[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9])/(?P<secret>[A-Za-z0-9-]{1,127})"
     r"|databricks-secret://(?P<scope>[A-Za-z0-9_.@-]{1,128})/(?P<key>[A-Za-z0-9_.@-]{1,128})"
@@ -61,7 +61,8 @@ class Settings:
         environment: `BRONZE_ENV`, default `local`.
         home: `BRONZE_HOME`, the one folder for everything made locally; absolute. Default `.bronze`.
         lake: `BRONZE_LAKE`, the folder of the bronze schemas; absolute. Default `<home>/lake`.
-        source_url: `BRONZE_SOURCE_URL`, a PostgreSQL URL or `file:<path>` to a file that holds one.
+        source_url: `BRONZE_SOURCE_URL`, a PostgreSQL URL, or where one is kept: `file:<path>`,
+            `azure-keyvault://<vault>/<secret>` or `databricks-secret://<scope>/<key>` (`vaults.resolve_secret`).
             Default: the file that the embedded server of `make demo` writes. May hold a password: never shown.
         capture: `BRONZE_CAPTURE`: `builtin` captures the changes through a replication slot, `external`
             expects the files of a Debezium connector, `off` compares snapshots. Default: `builtin` for the embedded
@@ -74,7 +75,7 @@ class Settings:
             `autoloader` (on Databricks only). Whatever finds them, the ledger decides. Default `listing`.
         master_key: `BRONZE_MASTER_KEY`, where the key that protects personal data is kept, never the key itself:
             `file:<path>`, `azure-keyvault://<vault>/<secret>` or `databricks-secret://<scope>/<key>`, as
-            `MASTER_KEY_SOURCE` reads it. Default `file:<home>/keys/master.key`, in the local environment only; the
+            `SECRET_PLACE` reads it. Default `file:<home>/keys/master.key`, in the local environment only; the
             others must name one. `privacy.keys` reads what is there.
         catalog: `BRONZE_CATALOG`, the catalog of the tables on Unity Catalog. Default None: there is no Unity Catalog.
         sql_warehouse: `BRONZE_SQL_WAREHOUSE`, the id of the Databricks SQL warehouse that is asked for grants and for
@@ -216,32 +217,6 @@ class Settings:
         return self.home / "dagster"
 
 
-def resolve_secret(reference: str, *, meaning: str) -> str:
-    """The secret behind a reference: `file:<path>` reads the file, anything else is the secret itself.
-
-    Args:
-        reference: what the user gave.
-        meaning: the setting's name, for errors.
-
-    Raises:
-        SettingsError: the file cannot be read or is empty. The message shows the path, never a secret.
-    """
-    if not reference.startswith("file:"):
-        return reference
-    path = Path(reference.removeprefix("file:").removeprefix("//")).expanduser()
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError(
-            f"{meaning} points to {path}, which cannot be read ({reason}).",
-            "write the value into that file, set the variable itself, or run `make demo`, which makes it.",
-        ) from None
-    if not secret:
-        raise SettingsError(f"{meaning} points to {path}, which is empty.", "write the value into that file.")
-    return secret
-
-
 def _location(text: str) -> str:
     """A folder as an absolute path, a URL as it is; neither ends with a slash."""
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
@@ -280,7 +255,7 @@ def _master_key(environ: Mapping[str, str], environment: Environment, home: Path
     if reference.startswith("file:"):
         path = reference.removeprefix("file:").removeprefix("//")
         reference = f"file:{Path(path).expanduser().absolute()}" if path else ""
-    if not MASTER_KEY_SOURCE.fullmatch(reference):
+    if not SECRET_PLACE.fullmatch(reference):
         # What was given is not shown: it may be the key.
         raise SettingsError("BRONZE_MASTER_KEY does not name a place.", f"use {places}, never the key itself.")
     return reference

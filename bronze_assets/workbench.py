@@ -15,10 +15,11 @@ from pyspark.sql import SparkSession
 from bronze_assets import engine, warm_engine
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.keys import KeyRing, key_ring
-from bronze_assets.settings import CaptureMode, Settings, resolve_secret
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.sources.landing import LandingZone
 from bronze_assets.sources.postgres import PostgresSource
 from bronze_assets.table import Cadence
+from bronze_assets.vaults import resolve_secret
 
 logger = logging.getLogger(__name__)
 

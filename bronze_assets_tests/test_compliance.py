@@ -31,8 +31,9 @@ from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.compliance import compliance_jobs
 from bronze_assets.privacy import erasure, keys, rotation
 from bronze_assets.privacy.access_log import Access, Outcome, log_access
-from bronze_assets.privacy.compliance import Report, compliance, existing_ring
+from bronze_assets.privacy.compliance import Report, compliance
 from bronze_assets.privacy.data_keys import DataKeys
+from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.privacy.values import place, seal, token
 from bronze_assets.sources.landing import LandingZone
 from bronze_assets.table import BronzeTable, Cadence, Pii, column

@@ -29,8 +29,9 @@ from bronze_assets.errors import SettingsError, WarehouseError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import evidence
 from bronze_assets.privacy.access_log import log_sql_reads
-from bronze_assets.privacy.compliance import Report, compliance, existing_ring
+from bronze_assets.privacy.compliance import Report, compliance
 from bronze_assets.privacy.controls import Control
+from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import Settings
 from bronze_assets_tests.conftest import CHECKOUT, settings_for
 from bronze_assets_tests.fake_warehouse import ID, FakeWarehouse, serving

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from bronze_assets.errors import BronzeError, KeyMissing, KeyRefused, SettingsEr
 from bronze_assets.privacy import keys
 from bronze_assets.privacy.keys import KeyRing, key_ring, retire, rotated
 from bronze_assets.settings import Settings
+from bronze_assets.vaults import resolve_secret
 
 ONE, TWO, THREE = (hashlib.sha256(name).digest() for name in (b"one", b"two", b"three"))
 RING = KeyRing({1: ONE, 2: TWO})
@@ -704,7 +706,8 @@ class Vaults:
             more = skip + self.page_size < len(self.versions)
             link = f"https://{self.HOST}{path}?api-version={query['api-version'][0]}&skip={skip + self.page_size}"
             return 200, {"value": [self.item(name) for name in page], "nextLink": link if more else None}, {}
-        name = path.removeprefix("/secrets/bronze-master/")
+        # Without a version, the newest.
+        name = path.removeprefix("/secrets/bronze-master").removeprefix("/") or list(self.versions)[-1]
         if name not in self.versions:
             return 404, {"error": {"code": "SecretNotFound", "message": "no such secret"}}, {}
         if not self.versions[name][1]:
@@ -882,6 +885,32 @@ def test_a_vault_that_is_away_is_named(azure: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr("azure.keyvault.secrets.SecretClient", unreachable)
     with pytest.raises(KeyMissing, match=r"cannot be fetched \(ServiceRequestError\)"):
         key_ring(azure)
+
+
+def test_the_source_may_be_kept_in_a_vault(vaults: Vaults, azure: Settings, databricks: Settings) -> None:
+    url = "postgresql://bronze:s3cret@db/DE"
+    vaults.versions = {"aa": (1, True, "postgresql://old"), "bb": (2, True, f"{url}\n")}
+    vaults.scopes = {("bronze", "source"): url.encode()}
+    for place in ("azure-keyvault://company-kv/bronze-master", "databricks-secret://bronze/source"):
+        assert resolve_secret(place, meaning="BRONZE_SOURCE_URL") == url
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("azure-keyvault://company-kv/bronze-master", "which cannot be fetched (HttpResponseError, HTTP 403)"),
+        ("databricks-secret://bronze/none", "which cannot be fetched (ResourceDoesNotExist)"),
+        ("databricks-secret://bronze/empty", "which is empty"),
+    ],
+)
+def test_a_source_that_a_vault_does_not_give_is_named(
+    vaults: Vaults, azure: Settings, databricks: Settings, place: str, why: str
+) -> None:
+    vaults.versions = {"aa": (1, False, "postgresql://bronze:s3cret@db/DE")}
+    vaults.scopes = {("bronze", "empty"): b" \n"}
+    with pytest.raises(SettingsError, match=re.escape(f"BRONZE_SOURCE_URL points to {place}, {why}")) as refused:
+        resolve_secret(place, meaning="BRONZE_SOURCE_URL")
+    assert "s3cret" not in shown(refused.value)
 
 
 def test_nothing_of_a_vault_is_logged(

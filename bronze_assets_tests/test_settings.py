@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bronze_assets.errors import SettingsError
-from bronze_assets.settings import CaptureMode, Discovery, Environment, Settings, resolve_secret
+from bronze_assets.settings import CaptureMode, Discovery, Environment, Settings
+from bronze_assets.vaults import resolve_secret
 
 
 def test_without_any_variable_everything_lies_under_dot_bronze() -> None:

@@ -16,7 +16,8 @@ import psycopg2
 from bronze_assets.demo.generate import SCHEMA, new_row
 from bronze_assets.demo.postgres import Say, connect
 from bronze_assets.errors import SettingsError, SourceRefused
-from bronze_assets.settings import Settings, resolve_secret
+from bronze_assets.settings import Settings
+from bronze_assets.vaults import resolve_secret
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

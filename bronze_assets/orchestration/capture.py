@@ -30,8 +30,9 @@ from bronze_assets.orchestration.slot_checks import (
     went_on,
 )
 from bronze_assets.processes import process_identity
-from bronze_assets.settings import CaptureMode, Environment, Settings, resolve_secret
+from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.vaults import resolve_secret
 
 _REPORT_SECONDS = 60.0
 _SHORTEST_PAUSE = dt.timedelta(seconds=30)

@@ -10,6 +10,7 @@ import dagster as dg
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import compliance
+from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 
@@ -23,7 +24,7 @@ def compliance_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[d
     def judge_controls(context: dg.OpExecutionContext) -> None:
         def judge() -> None:
             report = compliance.compliance(
-                settings, Lakehouse(settings.lake), lambda: compliance.existing_ring(settings), tables, _now
+                settings, Lakehouse(settings.lake), lambda: existing_ring(settings), tables, _now
             )
             path = report.write(settings.home / compliance.FOLDER)
             for line in report.lines():

@@ -19,10 +19,10 @@ from bronze_assets.privacy import compliance_page
 from bronze_assets.privacy.controls import Control
 from bronze_assets.privacy.detector import Suspect, Unclassified
 from bronze_assets.privacy.evidence import Difference
-from bronze_assets.privacy.keys import KeyRing, key_ring
+from bronze_assets.privacy.keys import KeyRing
 from bronze_assets.privacy.protection_controls import ClassifiedColumn, ProtectionControls
 from bronze_assets.privacy.record_controls import Erasures, Reader, RecordControls, Waiting
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 
 FOLDER: Final = "reports"
@@ -125,13 +125,3 @@ def compliance(
         records.readers,
         records.differences,
     )
-
-
-def existing_ring(settings: Settings) -> KeyRing:
-    """The master key, which is not made where it is missing; raises as `key_ring` does.
-
-    Raises:
-        KeyMissing: there is none, in the local environment too.
-    """
-    # Only there is one made at first use, and a report that made one would hide that it was lost.
-    return key_ring(dataclasses.replace(settings, environment=Environment.DEV))

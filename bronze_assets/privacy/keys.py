@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bronze_assets.errors import KeyMissing, KeyRefused, SettingsError
-from bronze_assets.settings import MASTER_KEY_SOURCE, Environment, Settings
+from bronze_assets.settings import SECRET_PLACE, Environment, Settings
+from bronze_assets.vaults import databricks_secret, key_vault, reason
 
 if TYPE_CHECKING:
     from azure.keyvault.secrets import SecretClient
@@ -177,9 +178,23 @@ def key_ring(settings: Settings) -> KeyRing:
         KeyRefused: what is there is damaged, or others can read the file. It is never replaced.
         SettingsError: a package that the place needs is not installed.
     """
+    return _ring(settings, make=settings.environment is Environment.LOCAL)
+
+
+def existing_ring(settings: Settings) -> KeyRing:
+    """The master key, which is not made where it is missing: whoever only looks would hide that it was lost.
+
+    Raises:
+        KeyMissing: there is none, in the local environment too.
+        KeyRefused, SettingsError: as `key_ring` does.
+    """
+    return _ring(settings, make=False)
+
+
+def _ring(settings: Settings, *, make: bool) -> KeyRing:
     place = _place(settings)
     if place["path"]:
-        return _of_file(Path(place["path"]), make=settings.environment is Environment.LOCAL)
+        return _of_file(Path(place["path"]), make=make)
     if place["vault"]:
         return _of_key_vault(place["vault"], place["secret"])
     return _of_databricks(place["scope"], place["key"])
@@ -308,7 +323,7 @@ def _text(ring: KeyRing) -> bytes:
 
 
 def _place(settings: Settings) -> re.Match[str]:
-    place = MASTER_KEY_SOURCE.fullmatch(settings.master_key)
+    place = SECRET_PLACE.fullmatch(settings.master_key)
     if place is None:
         raise KeyMissing(
             "BRONZE_MASTER_KEY does not name a place of the master key.",
@@ -444,29 +459,24 @@ def _unusable(path: Path, what: str, error: OSError) -> KeyMissing:
 
 
 def _of_key_vault(vault: str, secret: str) -> KeyRing:
-    try:
-        from azure.identity import DefaultAzureCredential
-        from azure.keyvault.secrets import SecretClient
-    except ImportError:
-        raise _not_installed(f"azure-keyvault://{vault}/{secret}", "azure") from None
+    place = f"azure-keyvault://{vault}/{secret}"
     ring: KeyRing | str | None = None
     try:
-        with (
-            DefaultAzureCredential() as credential,
-            SecretClient(f"https://{vault}.vault.azure.net", credential) as client,
-        ):
+        with key_vault(vault, meaning=f"BRONZE_MASTER_KEY={place}") as client:
             ring = _newest_last(client, secret)
+    except SettingsError:
+        raise
     except Exception as error:
-        reason = _reason(error)
+        why = reason(error)
     if ring is None:
         raise KeyMissing(
-            f"The master key azure-keyvault://{vault}/{secret} cannot be fetched ({reason}).",
+            f"The master key {place} cannot be fetched ({why}).",
             "check the vault's and the secret's name, the network, who is signed in, and that they may get and list "
             "secrets (role Key Vault Secrets User).",
         )
     if isinstance(ring, str):
         raise KeyRefused(
-            f"The master key azure-keyvault://{vault}/{secret} is not one: {ring}.",
+            f"The master key {place} is not one: {ring}.",
             "let each enabled version hold the base64 of its own 32 random bytes, and disable those that do not.",
         )
     return ring
@@ -490,40 +500,19 @@ def _newest_last(client: SecretClient, secret: str) -> KeyRing | str:
 
 
 def _of_databricks(scope: str, key: str) -> KeyRing:
-    try:
-        from databricks.sdk import WorkspaceClient
-    except ImportError:
-        raise _not_installed(f"databricks-secret://{scope}/{key}", "databricks") from None
+    place = f"databricks-secret://{scope}/{key}"
     ring: KeyRing | str | None = None
     try:
-        client = WorkspaceClient()
-        try:
-            # On a cluster this is the runtime's own, which needs no network.
-            ring = _parsed(client.dbutils.secrets.get(scope, key).encode())
-        except Exception:
-            ring = _parsed(base64.b64decode(client.secrets.get_secret(scope, key).value or ""))
+        ring = _parsed(databricks_secret(scope, key, meaning=f"BRONZE_MASTER_KEY={place}"))
+    except SettingsError:
+        raise
     except Exception as error:
-        reason = _reason(error)
+        why = reason(error)
     if ring is None:
         raise KeyMissing(
-            f"The master key databricks-secret://{scope}/{key} cannot be fetched ({reason}).",
+            f"The master key {place} cannot be fetched ({why}).",
             "check the scope's and the key's name, the network, who is signed in, and that they may READ the scope.",
         )
     if isinstance(ring, str):
-        raise KeyRefused(
-            f"The master key databricks-secret://{scope}/{key} is damaged: {ring}.", "store a copy of it again."
-        )
+        raise KeyRefused(f"The master key {place} is damaged: {ring}.", "store a copy of it again.")
     return ring
-
-
-def _not_installed(place: str, extra: str) -> SettingsError:
-    return SettingsError(
-        f"BRONZE_MASTER_KEY={place} needs packages that are not installed.",
-        f'install the extra `{extra}`: pip install "bronze-assets[{extra}]".',
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The kind of a client's error, without its text."""
-    status = getattr(error, "status_code", None)
-    return f"{type(error).__name__}, HTTP {status}" if isinstance(status, int) else type(error).__name__

@@ -1,0 +1,211 @@
+"""`doctor`: what would keep an environment from working, found before anything is started, each with what to do.
+
+Changes nothing, but that it makes the folders of landing zone and archive, and a file, removed again, wherever the
+process must be able to write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from upath import UPath
+
+from bronze_assets import engine
+from bronze_assets.errors import BronzeError, KeyMissing, LakeError
+from bronze_assets.privacy.keys import existing_ring
+from bronze_assets.settings import CaptureMode, Environment, Settings
+from bronze_assets.sources.landing import LandingZone
+from bronze_assets.sources.postgres import PostgresSource
+from bronze_assets.table import BronzeTable
+from bronze_assets.vaults import resolve_secret
+
+LEAST_FREE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look has found.
+
+    Attributes:
+        of: what was looked at.
+        words: how it stands.
+        fix: what to do; None where nothing is wrong.
+    """
+
+    of: str
+    words: str
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.fix is None else "FAIL"
+        return f"{mark}  {self.of}: {self.words}" + ("" if self.fix is None else f" Fix: {self.fix}")
+
+
+def examine(settings: Settings, tables: Sequence[BronzeTable]) -> Iterator[Finding]:
+    """Look at everything that a load of these tables needs, one after the other.
+
+    Yields:
+        The findings, as they are made; a look that cannot be had does not keep the others back.
+    """
+    looks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
+        ("environment", lambda: _environment(settings)),
+        ("home", lambda: _home(settings)),
+        ("Java", lambda: Finding("Java", f"{engine.find_java(settings)}.")),
+        ("jars", lambda: _jars(settings)),
+        ("lake", lambda: _lake(settings)),
+        ("landing zone", lambda: _landing(settings, tables)),
+        ("master key", lambda: _master_key(settings, tables)),
+        ("source", lambda: _source(settings, [table for table in tables if table.files is None])),
+    ]
+    if settings.capture is CaptureMode.BUILTIN:
+        looks.append(("capture", lambda: _capture(settings, tables)))
+    for name, look in looks:
+        failure: Finding | None = None
+        found: Finding | list[Finding] = []
+        try:
+            found = look()
+        except BronzeError as error:
+            failure = Finding(name, str(error).removesuffix(f" Fix: {error.fix}"), error.fix)
+        except Exception as error:
+            # Of a library, whose words may hold a secret.
+            failure = Finding(name, f"the look failed ({type(error).__name__}).", "report this as a defect.")
+        if failure is not None:
+            yield failure
+        else:
+            yield from [found] if isinstance(found, Finding) else found
+
+
+def _environment(settings: Settings) -> Finding:
+    settings.require_local()
+    return Finding("environment", f"BRONZE_ENV={settings.environment}.")
+
+
+def _home(settings: Settings) -> Finding:
+    place = settings.home
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    _probe(place, "BRONZE_HOME")
+    free = shutil.disk_usage(place).free
+    if free < LEAST_FREE_BYTES:
+        return Finding("home", f"{settings.home} has {free / 2**30:.1f} GiB left.", "free at least 2 GiB there.")
+    return Finding("home", f"{settings.home} can be written, {free / 2**30:.0f} GiB are free.")
+
+
+def _probe(folder: Path, variable: str) -> None:
+    probe = folder / f".doctor-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LakeError(
+            f"{folder} cannot be written ({error.strerror}).",
+            f"give the process the right to it, or let {variable} name another folder.",
+        ) from None
+
+
+def _jars(settings: Settings) -> Finding:
+    folder = settings.jars or settings.home / "jars"
+    missing = engine.missing_jars(settings)
+    if not missing:
+        return Finding("jars", f"{len(engine.JARS)} in {folder}.")
+    names = ", ".join(jar.file_name for jar in missing)
+    if settings.jars is not None:
+        return Finding("jars", f"BRONZE_JARS={folder} lacks {names}.", "put them there, or unset BRONZE_JARS.")
+    return Finding("jars", f"{names}: the first load fetches them.")
+
+
+def _lake(settings: Settings) -> Finding:
+    place = settings.lake
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    _probe(place, "BRONZE_LAKE")
+    return Finding("lake", f"{settings.lake} can be written.")
+
+
+def _landing(settings: Settings, tables: Sequence[BronzeTable]) -> Finding:
+    zone = LandingZone(settings.landing, settings.archive)
+    feeds = [table.feed for table in tables if table.feed is not None]
+    waiting = sum(len(zone.files(feed)) for feed in feeds)
+    name = f".doctor-{uuid.uuid4().hex}"
+    arrived, archived = UPath(settings.landing) / name, UPath(settings.archive) / name
+    try:
+        for place in (arrived, archived):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        arrived.write_text("")
+        arrived.fs.mv(arrived.path, archived.path)
+        archived.unlink()
+    except Exception as error:
+        # Each file system has errors of its own.
+        with contextlib.suppress(Exception):
+            arrived.unlink()
+        raise LakeError(
+            f"a file cannot be moved from {settings.landing} to {settings.archive}"
+            f" ({getattr(error, 'strerror', None) or type(error).__name__}).",
+            "give the process write access to both, or check BRONZE_LANDING and BRONZE_ARCHIVE.",
+        ) from None
+    return Finding("landing zone", f"files can be moved to the archive; {waiting:,} wait in {len(feeds)} feeds.")
+
+
+def _master_key(settings: Settings, tables: Sequence[BronzeTable]) -> Finding:
+    if not any(table.has_personal_data for table in tables):
+        return Finding("master key", "none is needed: no table holds personal data.")
+    try:
+        ring = existing_ring(settings)
+    except KeyMissing:
+        if settings.environment is not Environment.LOCAL or not settings.master_key.startswith("file:"):
+            raise
+        return Finding("master key", f"there is none yet at {settings.master_key}: the first load makes it.")
+    return Finding("master key", f"version {ring.current} of {len(ring.versions)} at {settings.master_key}.")
+
+
+def _source(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
+    source = PostgresSource(resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL"))
+    findings = []
+    with contextlib.closing(source):
+        snapshot = source.snapshot()
+        for table in tables:
+            try:
+                found = snapshot.describe(table)
+            except BronzeError as error:
+                findings.append(Finding("source", str(error).removesuffix(f" Fix: {error.fix}"), error.fix))
+                continue
+            new = f", new columns {', '.join(found.extra)}" if found.extra else ""
+            findings.append(
+                Finding("source", f"{table.name}: {found.relation}, about {found.estimated_rows:,} rows{new}.")
+            )
+    return findings
+
+
+def _capture(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
+    from bronze_assets.orchestration.capture import capture_of, captured
+
+    findings = []
+    for schema, mine in captured(tables).items():
+        capture = capture_of(settings, mine)
+        capture.require_logical()
+        status = capture.status()
+        if status.lost is not None and status.present:
+            fix = "none needed: the next capture makes a new one, and the tables are loaded from a snapshot."
+            findings.append(Finding("capture", f"{schema}: slot {status.slot} is lost: {status.lost}.", fix))
+            continue
+        there = "is there" if status.present else "is made by the first capture"
+        findings.append(Finding("capture", f"{schema}: slot {status.slot} {there}."))
+    return findings
+
+
+def report(settings: Settings, tables: Sequence[BronzeTable], say: Callable[[str], None]) -> int:
+    """Say every finding; returns the exit code: 1 where something is wrong."""
+    began = dt.datetime.now()
+    wrong = 0
+    for finding in examine(settings, tables):
+        say(str(finding))
+        wrong += finding.fix is not None
+    seconds = (dt.datetime.now() - began).total_seconds()
+    say(f"BRONZE_ENV={settings.environment}: {wrong or 'nothing'} to mend, {seconds:.1f} s.")
+    return 1 if wrong else 0
