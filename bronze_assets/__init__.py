@@ -17,7 +17,9 @@ Map, in the order a row meets it: `settings` and `engine` give the session, `cat
 its vocabulary), `capture` brings changes into the landing zone, `sources` reads tables and files, `quality` judges
 rows, `frames` (with `snapshot_frames` and `file_frames`) compares them with what is there, `load` (with `snapshot_load`
 and `file_load`) finds what is outstanding and `attempt` commits it on a `workbench`, `batches` remembers how far it
-came, `schema_versions` which columns have joined, `lakehouse` writes, `audit` records, `access` says who may see what
-on Unity Catalog (`access_evidence`: who did), `orchestration` shows it in Dagster (`definitions` wires that), `demo`
-tries it all out.
+came, `schema_versions` which columns have joined (`classification`: and been declared), `lakehouse` writes (on
+`control_tables` and `private_tables`; nothing else writes Delta), `audit` records, `access` says who may see what
+on Unity Catalog (`access_evidence`: who did), `privacy` protects, reveals and erases (keys from
+`vaults`), `orchestration` shows it in Dagster (`definitions` wires that), `doctor` looks
+whether an environment can work, `demo` tries it all out.
 """

@@ -22,8 +22,9 @@ import pyarrow as pa
 
 from bronze_assets import epochs
 from bronze_assets.audit import LoadRecord
+from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import TableBusy
-from bronze_assets.lakehouse import Lakehouse, sql_literal
+from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.sources.scope import FILE_SCOPES, REPLAY, FileScope, ReplayScope, Scope
 from bronze_assets.table import BronzeTable
 

@@ -1,7 +1,7 @@
-"""The lake: the only module that writes Delta.
+"""The lake: bronze tables and their quarantines, beside control and private tables; nothing else writes Delta.
 
-Bronze and quarantine rows go through Spark. The small control tables (batches, leases, audit log) and everything that
-only looks at a table's log go through delta-rs, which needs no JVM and takes milliseconds.
+Bronze and quarantine rows go through Spark. What only looks at a table's log goes through delta-rs, which needs no JVM
+and takes milliseconds.
 
 Every commit of rows carries `userMetadata = <batch_id> <token>`, a token for each attempt, since a process that was
 paused may wake up when another has committed the same batch. It is fenced: `txnVersion` is one more than that of the
@@ -11,25 +11,19 @@ history then tells. (Counted in loads and not in table versions: an OPTIMIZE bet
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import fcntl
 import json
 import logging
 import math
 import re
-import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake import DeltaTable
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -37,7 +31,9 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from bronze_assets.errors import LakeError, StaleBase, TableBusy
+from bronze_assets.control_tables import delta_identifier, sql_literal
+from bronze_assets.errors import LakeError, StaleBase
+from bronze_assets.private_tables import PrivateTables
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -47,22 +43,11 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
-_PRIVATE: dict[str, str | None] = {
-    "delta.deletedFileRetentionDuration": "interval 0 hours",
-    "delta.logRetentionDuration": "interval 30 days",
-    "delta.enableDeletionVectors": "false",
-    "delta.enableChangeDataFeed": "false",
-    "delta.dataSkippingNumIndexedCols": "0",
-}
 OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
 _LOAD_DATE_COMMENT = "Day of loading."
-TIDY_EVERY = 100
-HOLD_SECONDS = 600.0
-"""How long somebody waits to hold a schema's private tables."""
-Change = Literal["insert", "update", "delete"]
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -136,23 +121,12 @@ class Described:
     retention: dt.timedelta
 
 
-class Lakehouse:
+class Lakehouse(PrivateTables):
     """The Delta tables under one root folder, `<root>/<schema>/<table>`.
 
     Args:
         root: the lake's folder; made when first written to.
     """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def path(self, schema: str, name: str) -> Path:
-        """Where a table lies."""
-        return self.root / schema / name
-
-    def identifier(self, schema: str, name: str) -> str:
-        """The table's name in Spark SQL."""
-        return _identifier(str(self.path(schema, name)))
 
     def check_writable(self, table: BronzeTable) -> None:
         """Raise `LakeError` unless the table's schema folder can be written."""
@@ -168,10 +142,6 @@ class Lakehouse:
                 "give the process write access, free disk space, or set BRONZE_LAKE to another folder.",
                 table=table.name,
             ) from None
-
-    def exists(self, schema: str, name: str) -> bool:
-        """Whether the table has been made."""
-        return DeltaTable.is_deltatable(str(self.path(schema, name)))
 
     def ensure(self, session: SparkSession, table: BronzeTable) -> None:
         """Make the bronze table and its quarantine where they are missing."""
@@ -207,10 +177,6 @@ class Lakehouse:
         files = pa.table(table.get_add_actions(flatten=True))
         rows = sum(files["num_records"].to_pylist())
         return TableSize(table.version(), rows, sum(files["size_bytes"].to_pylist()), files.num_rows)
-
-    def version(self, schema: str, name: str) -> int:
-        """The current version."""
-        return DeltaTable(str(self.path(schema, name))).version()
 
     def committed(self, schema: str, name: str, batch_id: str) -> int | None:
         """The version in which the batch was committed; None if it was not."""
@@ -545,7 +511,7 @@ class Lakehouse:
         own = f"{mark} {uuid.uuid4().hex}"
         session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
         try:
-            session.sql(f"merge into {_identifier(location)} as t using {_INCOMING} as n on {on} {action}")
+            session.sql(f"merge into {delta_identifier(location)} as t using {_INCOMING} as n on {on} {action}")
         finally:
             session.catalog.dropTempView(_INCOMING)
             session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
@@ -553,277 +519,6 @@ class Lakehouse:
             if commit.get("userMetadata") == own:
                 return int(commit["operationMetrics"][counted])
         return 0
-
-    def insert_missing(self, rows: DataFrame, schema: str, name: str, *, on: Sequence[str]) -> None:
-        """Insert those rows of which the table has none with the same `on`; the table is made when missing, without
-        change feed and statistics, and keeps no removed files.
-        """
-        path = str(self.path(schema, name))
-        self._ensure_private(path, to_arrow_schema(rows.schema, timezone="UTC"))
-        same = " and ".join(f"t.`{column}` = n.`{column}`" for column in on)
-        rows.createOrReplaceTempView(_INCOMING)
-        try:
-            rows.sparkSession.sql(
-                f"merge into {self.identifier(schema, name)} as t using {_INCOMING} as n on {same}"
-                " when not matched then insert *"
-            )
-        finally:
-            rows.sparkSession.catalog.dropTempView(_INCOMING)
-
-    @contextlib.contextmanager
-    def held(self, schema: str, *, alone: bool = False) -> Iterator[None]:
-        """Hold a schema's private tables, with others or alone, against those on this machine who want the opposite.
-
-        With others it may be nested in one thread; alone it may not be held by who holds it already.
-
-        Raises:
-            TableBusy: it took `HOLD_SECONDS`.
-        """
-        folder, until = self.root / schema, time.monotonic() + HOLD_SECONDS
-        with self._lock_file(schema, "turn") as turn, self._lock_file(schema, "held") as held:
-            # Who waits to be alone keeps those out who come later, or loads that overlap would never let it in;
-            # but nobody who is in already: that one would wait for itself.
-            gate = [] if not alone and _thread.holds[folder] else [turn]
-            for lock in (*gate, held):
-                while not _locked(lock, alone=alone):
-                    if time.monotonic() > until:
-                        raise TableBusy(
-                            f"the keys of {schema} have been held by others for {HOLD_SECONDS / 60:.0f} minutes.",
-                            "try again when the loads, erasures and rotations of the schema that run now are over.",
-                        )
-                    time.sleep(0.02)
-            if not alone:
-                fcntl.flock(turn, fcntl.LOCK_UN)
-            _thread.holds[folder] += 1
-            try:
-                yield
-            finally:
-                _thread.holds[folder] -= 1
-
-    def _lock_file(self, schema: str, name: str) -> IO[str]:
-        folder = self.root / schema
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Hidden, so that whoever lists the folder finds tables alone.
-            return (folder / f".private.{name}").open("w")
-        except OSError as error:
-            raise LakeError(
-                f"the lake folder {folder} cannot be written ({error.strerror}).",
-                "give the process write access, or free disk space.",
-            ) from None
-
-    def change_private(
-        self,
-        schema: str,
-        name: str,
-        arrow_schema: pa.Schema,
-        decide: Callable[[int], pa.Table],
-        *,
-        on: str,
-        change: Change,
-    ) -> int:
-        """Insert the rows that are not there, or update or delete those that are, in a private table, in one commit.
-
-        Args:
-            decide: the rows, for a version of the table; asked again if another process changed it meanwhile.
-            on: the column that tells rows apart.
-
-        Returns:
-            How many rows were decided.
-
-        Raises:
-            StaleBase: other processes changed it again and again; nothing was written.
-        """
-        path = str(self.path(schema, name))
-        decided = 0
-
-        def commit() -> None:
-            nonlocal decided
-            self._ensure_private(path, arrow_schema)
-            table = DeltaTable(path)
-            rows = decide(table.version())
-            decided = rows.num_rows
-            if decided:
-                # A merge looks at all rows, so whatever is committed meanwhile conflicts with it. And it has no
-                # condition that names somebody: the log, which outlives the rows, keeps conditions.
-                merger = table.merge(rows, f"t.{on} = s.{on}", source_alias="s", target_alias="t")
-                match change:
-                    case "insert":
-                        merger.when_not_matched_insert_all().execute()
-                    case "update":
-                        merger.when_matched_update_all().execute()
-                    case "delete":
-                        merger.when_matched_delete().execute()
-
-        try:
-            _retry(commit, name)
-        except CommitFailedError:
-            raise StaleBase(
-                "other processes kept changing it; nothing was written.", "try again.", table=f"{schema}.{name}"
-            ) from None
-        return decided
-
-    def purge(self, schema: str, name: str) -> None:
-        """Remove every file of a private table that is not of its current version. For who holds them alone.
-
-        Raises:
-            LakeError: a file cannot be removed.
-        """
-        path = self.path(schema, name)
-        try:
-            current = set(pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))["path"].to_pylist())
-            for file in path.iterdir():
-                # Not by VACUUM: it leaves what a killed process had not finished writing (`…parquet#1`).
-                if file.is_file() and file.name not in current:
-                    file.unlink()
-        except (DeltaError, OSError) as error:
-            raise _unwritable(name, error) from error
-
-    def tidy_private(self, schema: str, name: str) -> None:
-        """Put a private table's small files together, if there are many and nobody holds it."""
-        path = str(self.path(schema, name))
-        if not self.exists(schema, name) or len(DeltaTable(path).file_uris()) < TIDY_EVERY:
-            return
-        with self._lock_file(schema, "held") as lock:
-            if _locked(lock, alone=True):
-                DeltaTable(path).optimize.compact()
-                self.purge(schema, name)
-
-    def append_rows(self, schema: str, name: str, arrow_schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to a control table, which is made append-only when missing, and gets columns that it lacks."""
-        path = str(self.path(schema, name))
-        data = pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema)
-
-        def commit() -> None:
-            self._ensure_control(path, arrow_schema, append_only=True)
-            table = DeltaTable(path)
-            # One that was made before a column of it was thought of.
-            lacks = set(data.column_names) - {field.name for field in table.schema().fields}
-            write_deltalake(table, data, mode="append", schema_mode="merge" if lacks else None)
-
-        _retry(commit, name)
-        _tidy(path, compact=True)
-
-    def control_version(self, schema: str, name: str) -> int | None:
-        """The version of a table, None if it is missing."""
-        return self.version(schema, name) if self.exists(schema, name) else None
-
-    def append_fenced(
-        self,
-        schema: str,
-        name: str,
-        arrow_schema: pa.Schema,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        writer: str,
-        number: int,
-        base: int | None,
-        partition_by: str,
-    ) -> int:
-        """Append rows to a control table, unless the same writer has appended since `base`.
-
-        Args:
-            writer: whose rows they are; appends of others do not matter.
-            number: higher than any before of this writer.
-            base: the version that the rows were decided on; None if the table was missing.
-
-        Returns:
-            A version that holds the rows.
-
-        Raises:
-            StaleBase: the writer has appended since; nothing was written.
-        """
-        path = str(self.path(schema, name))
-        data = pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema)
-        fence = CommitProperties(app_transactions=[Transaction(f"bronze/{writer}", number)])
-        try:
-            if base is None:
-                self._ensure_control(path, arrow_schema, append_only=True, partition_by=partition_by)
-                base = 0
-            table = DeltaTable(path, version=base)
-            write_deltalake(table, data, mode="append", commit_properties=fence)
-        except CommitFailedError:
-            raise StaleBase(
-                f"another load wrote to {name} while this one was deciding; nothing was written.",
-                "load the partition again; loads of one table belong into one Dagster pool.",
-                table=writer,
-            ) from None
-        except (DeltaError, OSError) as error:
-            raise _unwritable(name, error) from error
-        _tidy(path, compact=True)
-        return table.version()
-
-    def rows(
-        self,
-        schema: str,
-        name: str,
-        columns: Sequence[str] = ("*",),
-        where: str = "true",
-        *,
-        version: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """Rows of a table, read without Spark; none if it is missing.
-
-        Args:
-            columns: SQL expressions.
-            where: SQL condition; see `sql_literal`.
-            version: of the table; the current one by default.
-        """
-        answer = self.query(schema, name, f"select {', '.join(columns)} from t where {where}", version=version)
-        found: list[dict[str, Any]] = [] if answer is None else answer.to_pylist()
-        return found
-
-    def query(self, schema: str, name: str, query: str, *, version: int | None = None) -> pa.Table | None:
-        """The answer to a query of one table, called `t` there, without Spark; None if it is missing.
-
-        Args:
-            version: of the table; the current one by default.
-        """
-        path = str(self.path(schema, name))
-        if not DeltaTable.is_deltatable(path):
-            return None
-        # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
-        reader = QueryBuilder().register("t", DeltaTable(path, version=version)).execute(query)
-        return pa.table(reader.read_all())
-
-    def merge_row(
-        self, schema: str, name: str, arrow_schema: pa.Schema, row: Mapping[str, Any], *, on: str, when: str
-    ) -> dict[str, Any]:
-        """Put a row into a control table keyed by `on`: inserted if new, updated where `when` holds (`t` is the row
-        there, `s` the new one). The row that is there afterwards is returned, read back.
-        """
-        path = str(self.path(schema, name))
-        data = pa.Table.from_pylist([dict(row)], schema=arrow_schema)
-        same = f"{on} = {sql_literal(row[on])}"
-
-        def commit() -> None:
-            self._ensure_control(path, arrow_schema, append_only=False)
-            (
-                DeltaTable(path)
-                .merge(data, predicate=f"t.{on} = s.{on} and t.{same}", source_alias="s", target_alias="t")
-                .when_matched_update_all(predicate=when)
-                .when_not_matched_insert_all()
-                .execute()
-            )
-
-        _retry(commit, name)
-        _tidy(path, compact=False)
-        (found,) = self.rows(schema, name, where=same)
-        return found
-
-    @staticmethod
-    def _ensure_control(
-        path: str, arrow_schema: pa.Schema, *, append_only: bool, partition_by: str | None = None
-    ) -> None:
-        if not DeltaTable.is_deltatable(path):
-            configuration: dict[str, str | None] = {"delta.appendOnly": "true"} if append_only else {}
-            DeltaTable.create(path, arrow_schema, mode="ignore", configuration=configuration, partition_by=partition_by)
-
-    @staticmethod
-    def _ensure_private(path: str, arrow_schema: pa.Schema) -> None:
-        """Make a table of which nothing that was removed may stay behind: keys, and what leads to persons."""
-        if not DeltaTable.is_deltatable(path):
-            DeltaTable.create(path, arrow_schema, mode="ignore", configuration=_PRIVATE)
 
     def _create_statement(self, table: BronzeTable) -> str:
         columns = [
@@ -859,28 +554,6 @@ class Lakehouse:
         )
 
 
-class _Thread(threading.local):
-    """How often this thread holds the private tables of each schema, by folder."""
-
-    def __init__(self) -> None:
-        self.holds: Counter[Path] = Counter()
-
-
-_thread = _Thread()
-
-
-def _locked(lock: IO[str], *, alone: bool) -> bool:
-    try:
-        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _identifier(location: str) -> str:
-    return "delta.`" + location.replace("`", "``") + "`"
-
-
 def _spark_type(kind: Any) -> str:
     """A type of the Delta log in Spark's words."""
     if isinstance(kind, dict):
@@ -898,55 +571,6 @@ def _interval(text: str) -> dt.timedelta:
     if not found:
         raise LakeError(f"the retention {text!r} is no interval.", "set delta.deletedFileRetentionDuration anew.")
     return sum((dt.timedelta(**{f"{unit}s": int(number)}) for number, unit in found), dt.timedelta())
-
-
-def _unwritable(name: str, error: Exception) -> LakeError:
-    return LakeError(
-        f"the control table {name} cannot be written ({type(error).__name__}).",
-        "check the lake folder's free space and permissions.",
-    )
-
-
-def sql_literal(text: object) -> str:
-    """A text as a literal for `Lakehouse.rows`."""
-    return "'" + str(text).replace("'", "''") + "'"
-
-
-def _tidy(path: str, *, compact: bool) -> None:
-    """Every hundredth commit, put a control table's small files together: each commit of it is a file."""
-    table = DeltaTable(path)
-    if table.version() % TIDY_EVERY:
-        return
-    # delta-rs does not notice two compactions of the same files, whose rows are there twice then (tried, 1.6.6): one
-    # at a time, and none of a table whose rows are replaced. The lock's file is hidden, so that whoever lists the
-    # schema's folder finds tables alone.
-    with Path(path).with_name(f".{Path(path).name}.tidy").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return
-        try:
-            table.update_incremental()
-            if compact:
-                table.optimize.compact()
-            table.vacuum(dry_run=False)
-            table.create_checkpoint()
-        except (DeltaError, OSError) as error:
-            # Files that stay small cost time, not rows; the next hundredth commit comes.
-            logger.debug("%s was not tidied (%s)", path, type(error).__name__)
-
-
-def _retry(commit: Any, name: str, attempts: int = 8) -> None:
-    for attempt in range(attempts):
-        try:
-            commit()
-            return
-        except (CommitFailedError, FileExistsError):
-            if attempt == attempts - 1:
-                raise
-            time.sleep(0.05 * 2**attempt)
-        except (DeltaError, OSError) as error:
-            raise _unwritable(name, error) from error
 
 
 def _version_marked(path: str, wanted: Callable[[str], bool], after: int) -> int | None:

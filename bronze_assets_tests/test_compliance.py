@@ -22,7 +22,7 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from bronze_assets import __main__ as command_line
-from bronze_assets import lakehouse
+from bronze_assets import lakehouse, private_tables
 from bronze_assets.access import ACCESS_LOG, ERASURE_LOG, SUBJECT_KEYS, TOKEN_VAULT
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.catalog import TABLES
@@ -313,7 +313,7 @@ def test_statistics_of_a_private_table_fail(lake: Lake) -> None:
     folder = lake.lake.path(SCHEMA, TOKEN_VAULT)
     rows = DeltaTable(str(folder)).schema()
     shutil.rmtree(folder)
-    told = {**lakehouse._PRIVATE, "delta.dataSkippingNumIndexedCols": "1"}
+    told = {**private_tables._PRIVATE, "delta.dataSkippingNumIndexedCols": "1"}
     DeltaTable.create(str(folder), rows, configuration=told)
     row = {"token": "tok", "subject": "s", "value": "v", "created": NOW}
     write_deltalake(str(folder), pa.Table.from_pylist([row], schema=erasure.VAULT), mode="append")

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bronze_assets import lakehouse
+from bronze_assets import private_tables
 from bronze_assets.errors import KeyRefused, TableBusy
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.data_keys import DataKeys
@@ -398,7 +398,7 @@ class TestDropping:
         self, keys: DataKeys, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys.ensure([MARIA])
-        monkeypatch.setattr(lakehouse, "HOLD_SECONDS", 0.1)
+        monkeypatch.setattr(private_tables, "HOLD_SECONDS", 0.1)
         with keys.held():
             works: list[Callable[[], int]] = [lambda: keys.drop([MARIA]), keys.rewrap]
             for work in works:
@@ -489,7 +489,7 @@ class TestSmallFiles:
     def test_they_are_put_together_when_nobody_holds_the_table(
         self, keys: DataKeys, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(lakehouse, "TIDY_EVERY", 5)
+        monkeypatch.setattr(private_tables, "TIDY_FILES", 5)
         with keys.held():
             for number in range(12):
                 keys.ensure([f"bz_customers/{number}"])

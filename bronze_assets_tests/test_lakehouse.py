@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from bronze_assets import lakehouse
-from bronze_assets.lakehouse import Lakehouse, sql_literal
+from bronze_assets import control_tables
+from bronze_assets.control_tables import sql_literal
+from bronze_assets.lakehouse import Lakehouse
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
 
@@ -18,7 +19,7 @@ SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
 def test_a_control_table_keeps_every_row_while_its_small_files_are_put_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lakehouse, "TIDY_EVERY", 10)
+    monkeypatch.setattr(control_tables, "TIDY_EVERY", 10)
     lake = Lakehouse(tmp_path / "a lake")
 
     for number in range(25):
@@ -33,7 +34,7 @@ def test_a_control_table_keeps_every_row_while_its_small_files_are_put_together(
 
 
 def test_rows_that_several_writers_append_at_once_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lakehouse, "TIDY_EVERY", 5)
+    monkeypatch.setattr(control_tables, "TIDY_EVERY", 5)
     lake = Lakehouse(tmp_path)
 
     def append(writer: int) -> None:

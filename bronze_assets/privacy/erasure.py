@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from bronze_assets.access import ERASURE_LOG, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.batches import lease
+from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import BronzeError, KeyRefused, LakeError, PrivacyRefused
-from bronze_assets.lakehouse import sql_literal
 from bronze_assets.privacy import derived
 from bronze_assets.privacy.archive import ENCRYPTED
 from bronze_assets.privacy.data_keys import DataKeys
