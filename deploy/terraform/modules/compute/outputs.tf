@@ -1,0 +1,4 @@
+output "warehouse_id" {
+  description = "The SQL warehouse."
+  value       = databricks_sql_endpoint.this.id
+}

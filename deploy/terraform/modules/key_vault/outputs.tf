@@ -1,0 +1,4 @@
+output "scope" {
+  description = "The secret scope."
+  value       = databricks_secret_scope.this.name
+}
