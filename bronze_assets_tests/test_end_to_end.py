@@ -6,12 +6,14 @@ and starts, and the home's removal.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,8 +196,11 @@ def test_what_a_user_does_from_the_first_load_to_the_last_folder(story: Story) -
     try:
         until(lambda: answers(dagster), 120)
         see_what_was_loaded(dagster, first)
-        fail_a_past_window(dagster)
-        backfill(dagster, [day for day in dagster_days(dagster) if day in days])
+        with counted_jvms(process) as jvms:
+            fail_a_past_window(dagster)
+            backfill(dagster, [day for day in dagster_days(dagster) if day in days])
+        # That of the warm engine, which the runs shared.
+        assert set(jvms) == {1}
     finally:
         family = offspring(process)
         process.send_signal(signal.SIGINT)
@@ -271,6 +276,28 @@ def run_and_watch(demo: Story) -> str:
     assert process.wait(PATIENCE) == 0, lines
     assert not still_alive(list(family.values()), 20)
     return "".join(lines)
+
+
+@contextlib.contextmanager
+def counted_jvms(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """How many JVMs a process has below it, looked at again and again."""
+    seen: list[int] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.2):
+            # A process that ends while it is looked at was none of them.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                java = [child.cmdline() for child in offspring(process) if child.name() == "java"]
+                seen.append(sum("-version" not in command for command in java))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
 
 
 def see_what_files_brought(demo: Story, files: dict[str, list[int]], planted: Mapping[str, Mapping[str, int]]) -> None:
