@@ -682,7 +682,7 @@ def deployment(site: Path, server: Server, tmp_path: Path) -> Iterator[Deploymen
 def judge(deployment: Deployment, *tables: str) -> int:
     """The gate's exit code for the latest partition of some tables."""
     names = [f"inventory_bronze/{name}" for name in tables]
-    return gate.main(["--url", deployment.dagster.url, "--timeout", "120", "--assets", *names])
+    return gate.main(["--url", deployment.dagster.url, "--timeout", "300", "--assets", *names])
 
 
 def test_a_deployment_runs_and_is_healthy(deployment: Deployment) -> None:
@@ -708,7 +708,7 @@ def test_a_deployment_runs_and_is_healthy(deployment: Deployment) -> None:
 def test_a_deployment_is_judged_by_its_gate(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     with deployment.running("code", "daemon", "webserver"):
         assert judge(deployment, "bz_orders", "bz_customers") == 0
-        assert re.search(r"\n\d+ checks in [12] runs: passed\.\n", capsys.readouterr().out)
+        assert re.search(r"\n\d+ checks in 1 runs: passed\.\n", capsys.readouterr().out)
         assert judge(deployment, "bz_orders", "bz_products") == 1
         told = capsys.readouterr()
         assert "inventory_bronze/bz_products: the check conservation failed (ERROR)\n" in told.err
@@ -717,7 +717,7 @@ def test_a_deployment_is_judged_by_its_gate(deployment: Deployment, capsys: pyte
         assert "the deployment has no asset inventory_bronze/bz_nothing" in capsys.readouterr().err
     with postgres.connect(deployment.storage) as connection, connection.cursor() as cursor:
         cursor.execute("select status, count(*) from runs group by status")
-        assert dict(cursor.fetchall()) == {"SUCCESS": 4}
+        assert dict(cursor.fetchall()) == {"SUCCESS": 2}
 
 
 CONTROL_TABLES = """
