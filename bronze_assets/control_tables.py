@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
@@ -57,9 +57,7 @@ class ControlTables:
         def commit() -> None:
             self._ensure_control(path, arrow_schema, append_only=True)
             table = DeltaTable(path)
-            # One that was made before a column of it was thought of.
-            lacks = set(data.column_names) - {field.name for field in table.schema().fields}
-            write_deltalake(table, data, mode="append", schema_mode="merge" if lacks else None)
+            write_deltalake(table, data, mode="append", schema_mode=_schema_mode(table, data))
 
         retried(commit, name)
         _tidy(path, compact=True)
@@ -101,7 +99,8 @@ class ControlTables:
                 self._ensure_control(path, arrow_schema, append_only=True, partition_by=partition_by)
                 base = 0
             table = DeltaTable(path, version=base)
-            write_deltalake(table, data, mode="append", commit_properties=fence)
+            mode = _schema_mode(table, data)
+            write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=fence)
         except CommitFailedError:
             raise StaleBase(
                 f"another load wrote to {name} while this one was deciding; nothing was written.",
@@ -183,6 +182,12 @@ class ControlTables:
 def delta_identifier(location: str) -> str:
     """A Delta table's name in Spark SQL, by where it lies."""
     return "delta.`" + location.replace("`", "``") + "`"
+
+
+def _schema_mode(table: DeltaTable, data: pa.Table) -> Literal["merge"] | None:
+    """How rows of other columns than the table's are written: an older release or a newer one has written there."""
+    same = {field.name for field in table.schema().fields} == set(data.column_names)
+    return None if same else "merge"
 
 
 def unwritable(name: str, error: Exception) -> LakeError:

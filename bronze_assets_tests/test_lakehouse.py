@@ -63,3 +63,27 @@ def test_a_row_is_replaced_only_where_the_condition_holds(tmp_path: Path) -> Non
     assert put("a", 1) == 2
     assert put("a", 3) == 3
     assert sorted(row["number"] for row in lake.rows("schema", "keyed")) == [1, 3]
+
+
+MORE = pa.schema([*SCHEMA, ("added", pa.string())])
+
+
+@pytest.mark.parametrize("releases", [(SCHEMA, MORE, SCHEMA), (MORE, SCHEMA, MORE)])
+def test_releases_with_other_columns_write_the_same_tables_in_turn(
+    tmp_path: Path, releases: tuple[pa.Schema, ...]
+) -> None:
+    """A release that is rolled back finds a column that it does not know, and the one after it a table without one."""
+    lake = Lakehouse(tmp_path)
+    for number, schema in enumerate(releases):
+        row = {"name": "n", "number": number, "added": f"of {number}"}
+        mine = {name: row[name] for name in schema.names}
+        lake.append_rows("schema", "log", schema, [mine])
+        base = lake.control_version("schema", "fenced")
+        lake.append_fenced(
+            "schema", "fenced", schema, [mine], writer="w", number=number, base=base, partition_by="name"
+        )
+        kept = lake.merge_row("schema", "keyed", schema, mine, on="name", when="true")
+        assert kept["number"] == number
+    for table in ("log", "fenced"):
+        rows = sorted((row["number"], row["added"]) for row in lake.rows("schema", table))
+        assert rows == [(n, f"of {n}" if "added" in schema.names else None) for n, schema in enumerate(releases)]
