@@ -5,6 +5,7 @@ compliance, quarantine. But for `doctor`, each calls what a Dagster job or reade
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime as dt
 import getpass
@@ -18,12 +19,12 @@ from pyspark.sql import functions as F
 
 from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command
 from bronze_assets.catalog import TABLES
-from bronze_assets.demo import home
+from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
 from bronze_assets.privacy import compliance, erasure, evidence, reveal, rotation
-from bronze_assets.privacy.keys import existing_ring, key_ring
+from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import RESCUED, BronzeTable
@@ -137,7 +138,10 @@ def load_all(settings: Settings) -> int:
     began = time.monotonic()
     settings.require_local()
     home.mark(settings.home)
-    return load_and_report(settings, began=began)
+    # As for `make ui`: the demo has stopped its server.
+    embedded = settings.embedded and (settings.home / "postgres").is_dir()
+    with postgres.running(settings, say) if embedded else contextlib.nullcontext():
+        return load_and_report(settings, began=began)
 
 
 def run_capture(settings: Settings, *, status: bool, drop: bool) -> int:
@@ -220,7 +224,7 @@ def reveal_values(
     reveal.remove_old_answers(settings.home, _now())
     rows = reveal.reveal(
         Lakehouse(settings.lake),
-        lambda: key_ring(settings),
+        lambda: existing_ring(settings),
         _now,
         table,
         key_text,

@@ -202,7 +202,7 @@ def classified(tables: Iterable[BronzeTable]) -> Iterator[Classified]:
         if table.has_personal_data:
             worst = highest(column.pii for column in table.columns)
             beside = Pii.HIGH if worst.protected else worst
-            if table.files is not None:
+            if table.feed is not None:
                 yield Classified(table.schema, table.name, RESCUED, beside)
             yield Classified(table.schema, table.quarantine_name, "raw_row", beside)
 

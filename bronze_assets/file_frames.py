@@ -298,7 +298,7 @@ class FileFrames(PlacedFrames):
         return [F.col(OPERATION), rescued]
 
     def _added(self) -> list[SparkColumn]:
-        return [] if self._feed.captured else [self._rescued()]
+        return [self._rescued()]
 
     def _more_counts(self) -> list[SparkColumn]:
         names = F.when(F.col(UNKNOWN).isNotNull(), F.to_json(UNKNOWN))

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
 _LOAD_DATE_COMMENT = "Day of loading."
+_RESCUED_COLUMN = f"`{RESCUED}` string comment 'Values of columns that the table does not have, as JSON.'"
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -147,6 +148,8 @@ class Lakehouse(PrivateTables):
         """Make the bronze table and its quarantine where they are missing."""
         if not self.exists(table.schema, table.name):
             session.sql(self._create_statement(table))
+        elif table.feed is not None and RESCUED not in self._names(table):
+            session.sql(f"alter table {self.identifier(table.schema, table.name)} add columns ({_RESCUED_COLUMN})")
         if not self.exists(table.schema, table.quarantine_name):
             DeltaTable.create(
                 str(self.path(table.schema, table.quarantine_name)),
@@ -259,8 +262,10 @@ class Lakehouse(PrivateTables):
 
     def undeclared(self, table: BronzeTable) -> list[str]:
         """Columns of the bronze table that neither its declaration nor the platform knows."""
-        names = [field.name for field in DeltaTable(str(self.path(table.schema, table.name))).schema().fields]
-        return [name for name in names if not table.knows(name) and name != RESCUED]
+        return [name for name in self._names(table) if not table.knows(name) and name != RESCUED]
+
+    def _names(self, table: BronzeTable) -> list[str]:
+        return [field.name for field in DeltaTable(str(self.path(table.schema, table.name))).schema().fields]
 
     def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> None:
         """Commit a batch's quarantined rows; a row that is there already is seen again, and open again if it had been
@@ -529,8 +534,8 @@ class Lakehouse(PrivateTables):
             f"`{name}` {kind.simpleString()} comment {spark_literal(text)}"
             for name, (kind, text) in METADATA_COLUMNS.items()
         ]
-        if table.files is not None:
-            columns.append(f"`{RESCUED}` string comment 'Values of columns that the table does not have, as JSON.'")
+        if table.feed is not None:
+            columns.append(_RESCUED_COLUMN)
         layout = table.layout.partition_by
         if layout == LOAD_DATE:
             columns.append(

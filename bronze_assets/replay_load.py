@@ -249,7 +249,7 @@ class ReplayFrames(PlacedFrames):
             if not isinstance(kind, T.StringType):
                 selected.append(F.when(text.isNotNull() & value.isNull(), text).alias(raw_column(name)))
         held = F.col(HELD)
-        kept = [name for name in (RESCUED,) if self._table.files is not None]
+        kept = [name for name in (RESCUED,) if self._table.feed is not None]
         typed = rows.select(
             *selected,
             F.col(LINE).alias(raw_column(LINE)),
@@ -314,7 +314,7 @@ class ReplayFrames(PlacedFrames):
         return ["loaded", "quarantined", "duplicates", "unchanged"] + (["deleted"] if self._captured else [])
 
     def _added(self) -> list[SparkColumn]:
-        return [self._rescued()] if self._table.files is not None else []
+        return [self._rescued()] if self._table.feed is not None else []
 
 
 def nothing_said(*names: str) -> list[SparkColumn]:

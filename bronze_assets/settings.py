@@ -137,6 +137,11 @@ class Settings:
             known = ", ".join(Environment)
             raise SettingsError(f"BRONZE_ENV={name!r} is not an environment.", f"use one of {known}.") from None
         home = Path(environ.get("BRONZE_HOME") or ".bronze").expanduser().absolute()
+        if "%" in str(home):
+            raise SettingsError(
+                f"BRONZE_HOME={str(home)!r} holds a '%', which Dagster's storage takes for the beginning of a code.",
+                "name another folder.",
+            )
         lake = environ.get("BRONZE_LAKE") or str(home / "lake")
         if "://" in lake:
             raise SettingsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,6 +223,32 @@ def test_what_is_captured_before_a_snapshot_does_not_outrank_it(shop: Shop) -> N
     shop.sql("update tests.products set category = 'late' where product_id = 3")
     shop.capture.drain()
     shop.load()
+    assert shop.bronze() == shop.rows()
+
+
+def test_values_of_a_column_whose_name_no_column_can_have_are_rescued(shop: Shop) -> None:
+    shop.load()
+    shop.sql(
+        'alter table tests.products add "Gewicht (kg)" int, add weight int',
+        "insert into tests.products values (4, 'four', 'd', 4.00, 12, 13), (5, 'five', 'd', 4.00, null, 14)",
+    )
+    shop.capture.drain()
+    record = shop.load()
+    assert record.new_columns == ("weight",)
+    rescued = dict(shop.bronze("select product_id, _rescued_data from t where product_id > 3"))
+    assert {key: text and json.loads(text) for key, text in rescued.items()} == {4: {"gewicht (kg)": "12"}, 5: None}
+    assert shop.bronze("select product_id, weight from t where weight is not null") == [(4, 13), (5, 14)]
+
+
+def test_a_table_of_before_gets_the_column_for_what_is_rescued(shop: Shop) -> None:
+    shop.load()
+    place = str(shop.bench.settings.lake / PRODUCTS.schema / PRODUCTS.name)
+    frame = shop.bench.session.read.format("delta").load(place).drop("_rescued_data")
+    frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(place)
+    shop.sql("insert into tests.products values (4, 'four', 'd', 4.00)")
+    shop.capture.drain()
+    assert shop.load().loaded == 1
+    assert lake_reader.column_types(Path(place))["_rescued_data"] == "string"
     assert shop.bronze() == shop.rows()
 
 

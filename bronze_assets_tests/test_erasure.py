@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -490,3 +491,16 @@ def test_subjects_are_written_as_table_and_key() -> None:
     for wrong in ("bz_people", "bz_people:", "bz_others:1", ":1"):
         with pytest.raises(PrivacyRefused, match="is no subject"):
             erasure.subjects_of([wrong], [people(), things()])
+
+
+def test_a_key_that_nobody_can_have_is_refused_and_one_that_nobody_has_is_told(
+    spark: SparkSession, settings: Settings
+) -> None:
+    drop(settings, "a.json", person(102))
+    loaded(settings)
+    for key in ("0102", "102.0", "abc", "1e2", "102, 3"):
+        with pytest.raises(PrivacyRefused, match=f"{re.escape(repr(key))} can be nobody's key.*<person_id, int>"):
+            erased(settings, key)
+    assert erased(settings, "987").words.startswith("bz_people: nothing of 1 named was found; nothing of them will be")
+    assert [row["record_status"] for row in rows(settings)] == ["ACTIVE"]
+    assert "1 row versions blanked" in erased(settings, " 102 ").words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -471,6 +472,17 @@ def test_a_place_that_cannot_be_written_or_read_is_named(tmp_path: Path) -> None
 
     with pytest.raises(KeyMissing, match=r"keys/master.key cannot be read \(Not a directory\)"):
         key_ring(local(tmp_path))
+
+
+def test_a_lost_key_is_not_replaced_while_keys_are_there_that_it_wrapped(tmp_path: Path) -> None:
+    settings = dataclasses.replace(at(f"file:{tmp_path}/keys/master.key", "local"), lake=tmp_path / "lake")
+    ring = key_ring(settings)
+    (tmp_path / "lake/any_bronze/bz_subject_keys/_delta_log").mkdir(parents=True)
+    assert key_ring(settings).derive("x") == ring.derive("x")
+    (tmp_path / "keys/master.key").rename(tmp_path / "lost")
+    with pytest.raises(KeyMissing, match=r"There is no master key at .*a new one could not read what the lost one"):
+        key_ring(settings)
+    assert not (tmp_path / "keys/master.key").exists()
 
 
 def test_a_full_disk_leaves_no_half_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

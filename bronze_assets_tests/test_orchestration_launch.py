@@ -217,6 +217,24 @@ class TestLoadCurrent:
         )
         assert all("cannot be reached" in row["error_message"] for row in audit)
 
+    def test_files_are_loaded_also_where_the_source_does_not_answer(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+
+        def answer(table: BronzeTable, partition: str, _: Workbench) -> LoadRecord:
+            asked.append(table.name)
+            return a_record(table, partition)
+
+        fake_loads(monkeypatch, answer)
+        monkeypatch.setattr(launch, "RETRY_POLICY", dg.RetryPolicy(max_retries=1, delay=0.01))
+        nobody = dataclasses.replace(settings, source_url="postgresql://bronze:hunter2@127.0.0.1:1/DE")
+        with pytest.raises(SourceUnreachable):
+            load_current(nobody, lambda _: None, TABLES)
+        assert sorted(asked) == sorted(table.name for table in TABLES if table.files is not None)
+        audit = lake_reader.read(settings.lake / lake_reader.SCHEMA / "bz_audit_log")
+        assert {row["table_name"] for row in audit} == {table.name for table in TABLES if table.files is None}
+
     def test_a_source_that_answers_at_last_is_loaded(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch, server: Server
     ) -> None:

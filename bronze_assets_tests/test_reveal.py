@@ -262,11 +262,19 @@ class TestRefusals:
         assert (row["outcome"], row["error"]) == ("refused", "There is no master key. Fix: put it there.")
 
     def test_another_master_key_opens_nothing(self, people: People) -> None:
-        (people.home / "keys" / "master.key").unlink()
+        file = people.home / "keys" / "master.key"
+        file.write_text(json.dumps({"versions": {"1": base64.b64encode(bytes(range(32))).decode()}}))
         with pytest.raises(KeyRefused, match="does not open"):
             people.reveal(CUSTOMERS, "123")
         (row,) = people.log()
         assert row["outcome"] == "refused"
+
+    def test_a_lost_master_key_is_missed_and_not_made_anew(self, people: People) -> None:
+        file = people.home / "keys" / "master.key"
+        file.unlink()
+        with pytest.raises(KeyMissing, match="There is no master key"):
+            people.reveal(CUSTOMERS, "123")
+        assert not file.exists()
 
     @pytest.mark.parametrize(
         ("table", "key", "column"), [(CUSTOMERS, "123", "customer_name"), (SUPPLIERS, "5", "contact_number")]

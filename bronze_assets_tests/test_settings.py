@@ -10,6 +10,11 @@ from bronze_assets.settings import CaptureMode, Discovery, Environment, Settings
 from bronze_assets.vaults import resolve_secret
 
 
+def test_a_home_that_dagster_cannot_open_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"BRONZE_HOME='.*/h %20' holds a '%'"):
+        Settings.from_environment({"BRONZE_HOME": f"{tmp_path}/h %20"})
+
+
 def test_without_any_variable_everything_lies_under_dot_bronze() -> None:
     settings = Settings.from_environment({})
 

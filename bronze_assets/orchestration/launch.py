@@ -18,7 +18,7 @@ from bronze_assets.audit import LoadOutcome, LoadRecord, combine, safe_message
 from bronze_assets.capture import Capture, Drained
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
-from bronze_assets.errors import CaptureBusy, SchemaMismatch, SettingsError
+from bronze_assets.errors import CaptureBusy, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.load import make_ready
 from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG
 from bronze_assets.orchestration.capture import capture_of, captured
@@ -100,16 +100,23 @@ def load_current(
 
     Raises:
         SettingsError: Dagster's home cannot be made, or the first partition has not begun.
-        SourceUnreachable, SourceRefused: the source cannot be had; every table has a FAILED audit row.
-        EngineError: Spark does not start; likewise.
+        SourceUnreachable, SourceRefused: the source cannot be had; every table of it has a FAILED audit row, and tables
+            of files have been loaded.
+        EngineError: Spark does not start; the tables of the source have a FAILED audit row.
         KeyboardInterrupt: the user stopped it; the run is marked as failed.
     """
     with _Launch.open(settings, say, tables) as launch:
         tries = range(1, RETRY_POLICY.max_retries + 1)
         waits = [RETRY_POLICY.calculate_delay(number) for number in tries]
-        if any(table.files is None for table in tables):
-            # The slot is to be there before the snapshot: else another snapshot would have to meet its changes.
-            make_ready(launch.bench, tables, trigger="cli", waits=waits, first=launch.capture)
+        from_source = [table for table in tables if table.files is None]
+        if from_source:
+            try:
+                # The slot is to be there before the snapshot: else another snapshot would have to meet its changes.
+                make_ready(launch.bench, from_source, trigger="cli", waits=waits, first=launch.capture)
+            except (SourceUnreachable, SourceRefused):
+                # Files that somebody drops need none.
+                launch.load_files(without_source=True)
+                raise
         # Changes of earlier days first: each builds upon those before it.
         launch.load_files(past=True)
         for job in initial_loads(tables):
@@ -198,11 +205,16 @@ class _Launch:
         if _interrupted(result):
             raise KeyboardInterrupt
 
-    def load_files(self, *, past: bool = False) -> None:
+    def load_files(self, *, past: bool = False, without_source: bool = False) -> None:
         """Load the files of all tables in every partition for which some wait, and in the current one unless it is for
         the past ones only.
+
+        Args:
+            without_source: only those of tables that have no other source than files.
         """
         for job in file_jobs(self.tables, self.settings):
+            if without_source and any(table.files is None for table in job.tables):
+                continue
             moment = self.bench.moment()
             today = current_partition(job.cadence, moment)
             waiting = files_waiting(job.tables, self.settings, self.bench.clock(), moment)

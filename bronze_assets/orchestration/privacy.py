@@ -15,7 +15,7 @@ from bronze_assets.errors import PrivacyRefused
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import reveal, rotation
-from bronze_assets.privacy.keys import key_ring
+from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 
@@ -54,7 +54,7 @@ def _reveal_job(settings: Settings, tables: dict[str, BronzeTable]) -> dg.JobDef
                 )
             rows = reveal.reveal(
                 Lakehouse(settings.lake),
-                lambda: key_ring(settings),
+                lambda: existing_ring(settings),
                 _now,
                 table,
                 config.key,

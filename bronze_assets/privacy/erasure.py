@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
+from pyspark.sql import types as T
 
 from bronze_assets.access import ERASURE_LOG, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.batches import lease
@@ -97,6 +99,12 @@ class Evidence:
     @property
     def words(self) -> str:
         """One line for people."""
+        found = (self.versions, self.quarantined, self.tokens, self.keys, self.rows_in_files, self.derived_rows)
+        if not any(found):
+            return (
+                f"{self.table}: nothing of {len(self.subject_hmacs)} named was found; nothing of them will be loaded."
+                f" Evidence {self.erasure_id}."
+            )
         until = "" if self.until is None else f"; removed files go by {self.until:%F}"
         derived = f", {self.derived_rows} rows of {self.derived_tables} derived tables" if self.derived_tables else ""
         return (
@@ -130,7 +138,7 @@ def erase(
         LakeError: a copy is out of reach. What could be erased is; the evidence says `failed`, and a later call
             finishes it.
     """
-    wanted = frozenset(key.strip() for key in keys)
+    wanted = frozenset(_canonical(table, key.strip()) for key in keys)
     _check(table, wanted, reason=reason, who=who)
     erasure = _Erasure(bench, table, wanted, f"{uuid.uuid4()}")
     told = {"who": who, "reason": reason, "run_id": run_id}
@@ -153,6 +161,23 @@ def _check(table: BronzeTable, keys: frozenset[str], *, reason: str, who: str) -
         raise PrivacyRefused("no key says who is to be forgotten.", "give the key of a row.", table=table.name)
     if not reason.strip() or not who.strip():
         raise PrivacyRefused("an erasure needs a reason and somebody who asks.", "say both.", table=table.name)
+
+
+def _canonical(table: BronzeTable, key: str) -> str:
+    """The key text, if it can be one of the table's: `0102` is no key, and its person would stay."""
+    parts = key.split(", ") if len(table.key) > 1 else [key]
+    whole = (T.IntegerType, T.LongType)
+    numbers = [isinstance(column.type, whole) for column in table.key]
+    if len(parts) == len(numbers):
+        pairs = zip(parts, numbers, strict=True)
+        odd = any(number and not re.fullmatch("0|-?[1-9][0-9]*", part) for part, number in pairs)
+    else:
+        # A text may hold the separator.
+        odd = all(numbers)
+    if key and odd:
+        shape = ", ".join(f"<{column.name}, {column.type.simpleString()}>" for column in table.key)
+        raise PrivacyRefused(f"{key!r} can be nobody's key.", f"write it as {shape}.", table=table.name)
+    return key
 
 
 class _Erasure:

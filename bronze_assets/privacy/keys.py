@@ -168,7 +168,7 @@ def key_ring(settings: Settings) -> KeyRing:
     """The master key that `settings.master_key` names.
 
     - `file:<path>`: JSON, `{"versions": {"1": "<base64 of 32 bytes>", …}}`, readable by its owner only. In the local
-      environment a file that is not there is made, in a folder of mode 0700.
+      environment a file that is not there is made, in a folder of mode 0700, unless keys are there that it wrapped.
     - `azure-keyvault://<vault>/<secret>`: each version of that secret is the base64 of 32 bytes. They are numbered by
       creation, disabled ones included, so that disabling one renumbers none; enabled ones are in the ring.
     - `databricks-secret://<scope>/<key>`: the same JSON as the file's.
@@ -178,7 +178,11 @@ def key_ring(settings: Settings) -> KeyRing:
         KeyRefused: what is there is damaged, or others can read the file. It is never replaced.
         SettingsError: a package that the place needs is not installed.
     """
-    return _ring(settings, make=settings.environment is Environment.LOCAL)
+    # Late, since what reads the landing zone needs this module.
+    from bronze_assets.access import SUBJECT_KEYS
+
+    first = not any(settings.lake.glob(f"*/{SUBJECT_KEYS}/_delta_log"))
+    return _ring(settings, make=first and settings.environment is Environment.LOCAL)
 
 
 def existing_ring(settings: Settings) -> KeyRing:
@@ -447,7 +451,8 @@ def _sync(folder: Path) -> None:
 def _absent(path: Path) -> KeyMissing:
     return KeyMissing(
         f"There is no master key at {path}.",
-        "put it there, or let BRONZE_MASTER_KEY name where it is; only the local environment makes one, at first use.",
+        "put it there, or let BRONZE_MASTER_KEY name where it is. Only the local environment makes one, at first use:"
+        " a new one could not read what the lost one protects.",
     )
 
 

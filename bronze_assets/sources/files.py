@@ -90,7 +90,7 @@ class ClaimedFiles:
         - `POSITION`, what `source_position` becomes;
         - `OPERATION`, of captured changes: `c`, `u`, `r`, `d` or `t`; NULL otherwise;
         - `UNKNOWN`, names that are neither declared nor extra, as an array; NULL if there are none;
-        - `RESCUED`, the values under these names as a JSON object, for a table that is not captured;
+        - `RESCUED`, the values under these names as a JSON object;
         - `CARRIED`, names of the columns that a change leaves as they were; NULL if there are none.
 
         Args:
@@ -422,7 +422,9 @@ def _typed(
         operation = F.lit(None).cast("string")
         arrived = F.col(ARRIVED)
         carried = F.lit(None).cast("array<string>")
-        selected.append(F.when(F.size(strangers) > 0, F.to_json(strange)).alias(RESCUED))
+    # Each change names all columns of the source, also those without a value.
+    rescued = F.map_filter(strange, lambda _, value: value.isNotNull()) if feed.captured else strange
+    selected.append(F.when(F.size(rescued) > 0, F.to_json(rescued)).alias(RESCUED))
     selected += [
         F.col(LINE).alias(raw_column(LINE)),
         F.col(EXPECTED),

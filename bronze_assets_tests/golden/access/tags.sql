@@ -3,7 +3,7 @@
 
 ALTER TABLE `dev`.`inventory_bronze`.`bz_products` SET TAGS ('personal_data' = 'None', 'source_system' = 'PostgreSQL_DE');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_products_quarantine` SET TAGS ('personal_data' = 'None', 'source_system' = 'PostgreSQL_DE');
-ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers` SET TAGS ('personal_data' = 'Medium', 'source_system' = 'PostgreSQL_DE');
+ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers` SET TAGS ('personal_data' = 'High', 'source_system' = 'PostgreSQL_DE');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers_quarantine` SET TAGS ('personal_data' = 'High', 'source_system' = 'PostgreSQL_DE');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_warehouses` SET TAGS ('personal_data' = 'None', 'source_system' = 'PostgreSQL_DE');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_warehouses_quarantine` SET TAGS ('personal_data' = 'None', 'source_system' = 'PostgreSQL_DE');
@@ -29,9 +29,11 @@ ALTER TABLE `dev`.`manufacturing_bronze`.`bz_quality_metrics` SET TAGS ('persona
 ALTER TABLE `dev`.`manufacturing_bronze`.`bz_quality_metrics_quarantine` SET TAGS ('personal_data' = 'None', 'source_system' = 'Manufacturing_Files');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers` ALTER COLUMN `supplier_name` SET TAGS ('personal_data' = 'Low');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers` ALTER COLUMN `contact_number` SET TAGS ('personal_data' = 'Medium');
+ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers` ALTER COLUMN `_rescued_data` SET TAGS ('personal_data' = 'High');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers_quarantine` ALTER COLUMN `raw_row` SET TAGS ('personal_data' = 'High');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_customers` ALTER COLUMN `customer_name` SET TAGS ('personal_data' = 'High');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_customers` ALTER COLUMN `email` SET TAGS ('personal_data' = 'High');
+ALTER TABLE `dev`.`inventory_bronze`.`bz_customers` ALTER COLUMN `_rescued_data` SET TAGS ('personal_data' = 'High');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_customers_quarantine` ALTER COLUMN `raw_row` SET TAGS ('personal_data' = 'High');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_suppliers` ALTER COLUMN `record_status` SET TAGS ('erasure' = 'record_status');
 ALTER TABLE `dev`.`inventory_bronze`.`bz_customers` ALTER COLUMN `record_status` SET TAGS ('erasure' = 'record_status');
