@@ -17,7 +17,7 @@ from pathlib import Path
 from upath import UPath
 
 from bronze_assets import engine
-from bronze_assets.errors import BronzeError, KeyMissing, LakeError
+from bronze_assets.errors import BronzeError, KeyMissing, LakeError, SourceUnreachable
 from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.sources.landing import LandingZone
@@ -63,7 +63,12 @@ def examine(settings: Settings, tables: Sequence[BronzeTable]) -> Iterator[Findi
         ("master key", lambda: _master_key(settings, tables)),
         ("source", lambda: _source(settings, [table for table in tables if table.files is None])),
     ]
-    if settings.capture is CaptureMode.BUILTIN:
+    if settings.embedded and _stopped(settings):
+        looks[-1] = (
+            "source",
+            lambda: Finding("source", "the demo's PostgreSQL is stopped; loads and the UI start it."),
+        )
+    elif settings.capture is CaptureMode.BUILTIN:
         looks.append(("capture", lambda: _capture(settings, tables)))
     for name, look in looks:
         failure: Finding | None = None
@@ -180,6 +185,20 @@ def _source(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
                 Finding("source", f"{table.name}: {found.relation}, about {found.estimated_rows:,} rows{new}.")
             )
     return findings
+
+
+def _stopped(settings: Settings) -> bool:
+    if not (settings.home / "postgres").is_dir():
+        return False
+    source = PostgresSource(resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL"))
+    try:
+        with contextlib.closing(source):
+            source.snapshot()
+    except SourceUnreachable:
+        return True
+    except BronzeError:
+        return False
+    return False
 
 
 def _capture(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:

@@ -128,6 +128,17 @@ def test_a_refused_password_is_told_and_never_shown(sound: Settings) -> None:
     assert "wr0ng-secret" not in "".join(map(str, findings))
 
 
+def test_the_demos_own_server_may_be_stopped(sound: Settings) -> None:
+    (sound.home / "postgres").mkdir(parents=True)
+    url = f"file:{sound.home}/postgres/source_url"
+    (sound.home / "postgres" / "source_url").write_text("postgresql://bronze:x@127.0.0.1:1/DE")
+    stopped = dataclasses.replace(sound, source_url=url)
+    assert not wrong(stopped)
+    assert found(stopped)["source"][0].words.startswith("the demo's PostgreSQL is stopped")
+    # Somebody else's is not.
+    assert wrong(dataclasses.replace(stopped, source_url="postgresql://bronze:x@127.0.0.1:1/DE"))
+
+
 def test_what_a_library_raises_is_a_finding_and_its_words_are_not_shown(
     sound: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
