@@ -5,6 +5,7 @@ What lies in the lake is opened by `people.Keys`, which shares no code with the 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import subprocess
@@ -150,9 +151,15 @@ def test_without_its_key_nothing_of_a_table_is_written(
     file.unlink()
     loaded(settings)
     assert set(versions(settings)) == {1}
-    # Another key in the place of the lake's: what it would write, nobody could read together with the rest.
-    file.unlink()
     drop(settings, "b.json", person(2))
+    # A lost key is missed, and not made anew.
+    file.unlink()
+    with pytest.raises(KeyMissing):
+        loaded(settings)
+    assert not file.exists()
+    # Another key in the place of the lake's: what it would write, nobody could read together with the rest.
+    file.write_text(json.dumps({"versions": {"1": base64.b64encode(bytes(range(32))).decode()}}))
+    file.chmod(0o600)
     with pytest.raises(KeyRefused):
         loaded(settings)
     assert set(versions(settings)) == {1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import os
 from pathlib import Path
@@ -75,7 +76,11 @@ class TestRotating:
         assert rotate(settings, lake, TABLES, now).version == 3
 
     def test_another_master_key_gets_no_version(self, settings: Settings, lake: Lakehouse) -> None:
-        (settings.home / "keys" / "master.key").unlink()
+        other = dataclasses.replace(
+            settings, lake=settings.home / "other", master_key=f"file:{settings.home}/other.key"
+        )
+        key_ring(other)
+        (settings.home / "other.key").replace(settings.home / "keys" / "master.key")
         with pytest.raises(KeyRefused, match="does not open"):
             rotate(settings, lake, TABLES, now)
         assert key_ring(settings).versions == (1,)
