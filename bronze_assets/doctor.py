@@ -92,17 +92,17 @@ def _environment(settings: Settings) -> Finding:
 
 
 def _home(settings: Settings) -> Finding:
-    place = settings.home
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    _probe(place, "BRONZE_HOME")
+    place = _probed(settings.home, "BRONZE_HOME")
     free = shutil.disk_usage(place).free
     if free < LEAST_FREE_BYTES:
         return Finding("home", f"{settings.home} has {free / 2**30:.1f} GiB left.", "free at least 2 GiB there.")
     return Finding("home", f"{settings.home} can be written, {free / 2**30:.0f} GiB are free.")
 
 
-def _probe(folder: Path, variable: str) -> None:
+def _probed(folder: Path, variable: str) -> Path:
+    """The folder, or the nearest above it that is there, in which the process can write."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     probe = folder / f".doctor-{uuid.uuid4().hex}"
     try:
         probe.touch()
@@ -112,6 +112,7 @@ def _probe(folder: Path, variable: str) -> None:
             f"{folder} cannot be written ({error.strerror}).",
             f"give the process the right to it, or let {variable} name another folder.",
         ) from None
+    return folder
 
 
 def _jars(settings: Settings) -> Finding:
@@ -126,10 +127,7 @@ def _jars(settings: Settings) -> Finding:
 
 
 def _lake(settings: Settings) -> Finding:
-    place = settings.lake
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    _probe(place, "BRONZE_LAKE")
+    _probed(settings.lake, "BRONZE_LAKE")
     return Finding("lake", f"{settings.lake} can be written.")
 
 
@@ -169,10 +167,13 @@ def _master_key(settings: Settings, tables: Sequence[BronzeTable]) -> Finding:
     return Finding("master key", f"version {ring.current} of {len(ring.versions)} at {settings.master_key}.")
 
 
+def _connected(settings: Settings) -> PostgresSource:
+    return PostgresSource(resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL"))
+
+
 def _source(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
-    source = PostgresSource(resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL"))
     findings = []
-    with contextlib.closing(source):
+    with contextlib.closing(_connected(settings)) as source:
         snapshot = source.snapshot()
         for table in tables:
             try:
@@ -190,9 +191,8 @@ def _source(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
 def _stopped(settings: Settings) -> bool:
     if not (settings.home / "postgres").is_dir():
         return False
-    source = PostgresSource(resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL"))
     try:
-        with contextlib.closing(source):
+        with contextlib.closing(_connected(settings)) as source:
             source.snapshot()
     except SourceUnreachable:
         return True
