@@ -35,13 +35,15 @@ def classify(attempt: Attempt) -> None:
     known = SchemaVersions(bench.lake, table, bench.clock)
     versions = bench.lake.read(bench.session, table.schema, table.name)
     types = {field.name: field.dataType for field in versions.schema.fields}
-    waiting = [c for c in added if c.name in types and c.name not in known.classified()]
+    classified = known.classified()
+    waiting = [c for c in added if c.name in types and c.name not in classified]
     if not waiting:
         return
-    # What is High stays sealed as it is.
-    others = [c for c in waiting if c.pii is not Pii.HIGH and isinstance(types[c.name], T.StringType)]
-    if any(types[c.name] != c.type or _holds_sealed(attempt, c) for c in others):
-        _unseal(attempt, versions, others)
+    # What is High stays sealed as it is; what was declared before it joined has never been sealed.
+    texts = [c for c in waiting if c.pii is not Pii.HIGH and isinstance(types[c.name], T.StringType)]
+    sealed = [c for c in texts if types[c.name] != c.type or _holds_sealed(attempt, c)]
+    if sealed:
+        _unseal(attempt, versions, sealed)
     known.record("classified", {c.name: c.type for c in waiting}, batch_id=None, actor=attempt.run.id)
 
 
