@@ -135,6 +135,8 @@ def test_the_demos_own_server_may_be_stopped(sound: Settings) -> None:
     stopped = dataclasses.replace(sound, source_url=url)
     assert not wrong(stopped)
     assert found(stopped)["source"][0].words.startswith("the demo's PostgreSQL is stopped")
+    (sound.home / "postgres" / "source_url").unlink()
+    assert {one.of for one in wrong(stopped)} == {"source", "capture"}
     # Somebody else's is not.
     assert wrong(dataclasses.replace(stopped, source_url="postgresql://bronze:x@127.0.0.1:1/DE"))
 

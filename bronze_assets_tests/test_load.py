@@ -1010,6 +1010,26 @@ def test_new_columns_of_a_table_with_personal_data_are_sealed(lab: Lab) -> None:
     assert keys.open(seven, "points", "2") == "7"
 
 
+def test_a_column_that_joined_as_declared_is_left_alone_beside_one_that_was_sealed(lab: Lab) -> None:
+    class Joined(pa.DataFrameModel):
+        customer_id: T.IntegerType = column(key=True, gt=0, description="Identifies a customer.")
+        customer_name: T.StringType = column(pii=Pii.HIGH, description="Full name.")
+        email: T.StringType = column(pii=Pii.HIGH, description="Address.")
+        colour: T.StringType = column(added=True, description="-")
+
+    class Both(Joined):
+        points: T.IntegerType = column(added=True, description="-")
+
+    lab.make(
+        "customers", [(1, "Ada", "a@example.org", "no base64!", 5)], ddl=DDL["customers"] + ", colour text, points int"
+    )
+    lab.load(dataclasses.replace(CUSTOMERS, model=Joined))
+    events = lab.settings.lake / CUSTOMERS.schema / "bz_schema_versions"
+    assert not lake_reader.is_table(events)
+    lab.load(dataclasses.replace(CUSTOMERS, model=Both))
+    assert lab.rows(CUSTOMERS, "colour", "points", where="batch_id like '%/1'") == [("no base64!", 5)]
+
+
 def test_what_was_sealed_becomes_what_it_is_declared_as(lab: Lab) -> None:
     rows = [(n, f"N{n}", f"{n}@example.org", f"nick {n}", f"017{n % 2}", n * 5, f"2020-02-{n:02}") for n in (1, 2, 3)]
     lab.make("customers", [*rows, (4, "Quiet", "q@example.org", *[None] * 4)], ddl=CUSTOMER_COLUMNS)
