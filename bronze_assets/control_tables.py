@@ -70,8 +70,7 @@ class ControlTables:
         self,
         schema: str,
         name: str,
-        arrow_schema: pa.Schema,
-        rows: Sequence[Mapping[str, Any]],
+        rows: pa.Table,
         *,
         writer: str,
         number: int,
@@ -92,15 +91,14 @@ class ControlTables:
             StaleBase: the writer has appended since; nothing was written.
         """
         path = str(self.path(schema, name))
-        data = pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema)
         fence = CommitProperties(app_transactions=[Transaction(f"bronze/{writer}", number)])
         try:
             if base is None:
-                self._ensure_control(path, arrow_schema, append_only=True, partition_by=partition_by)
+                self._ensure_control(path, rows.schema, append_only=True, partition_by=partition_by)
                 base = 0
             table = DeltaTable(path, version=base)
-            mode = _schema_mode(table, data)
-            write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=fence)
+            mode = _schema_mode(table, rows)
+            write_deltalake(table, rows, mode="append", schema_mode=mode, commit_properties=fence)
         except CommitFailedError:
             raise StaleBase(
                 f"another load wrote to {name} while this one was deciding; nothing was written.",

@@ -413,7 +413,7 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.sql.adaptive.maxShuffledHashJoinLocalMapThreshold": "64m",
         # Rows go to few partitions at once, nearly always to one: no need to sort them first.
         "spark.sql.maxConcurrentOutputFileWriters": "8",
-        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
     }
 

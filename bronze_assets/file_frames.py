@@ -118,9 +118,13 @@ class FileFrames(PlacedFrames):
 
     def outcomes(self, judged: DataFrame, _versions: DataFrame | None) -> DataFrame:
         """The judged rows with their outcome, and a row `deleted` for each key that a TRUNCATE removed."""
-        ranked = Window.partitionBy(*self._keys, POSITION).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
-        judged = judged.withColumn("__rank", F.row_number().over(ranked))
-        duplicate = F.col("__rank") > 1
+        if self.files.unique(self._feed):
+            # The shuffle and the sort would cost as much as everything else.
+            duplicate = F.lit(False)
+        else:
+            ranked = Window.partitionBy(*self._keys, POSITION).orderBy(F.col(quality.QUARANTINED), F.col("record_hash"))
+            judged = judged.withColumn("__rank", F.row_number().over(ranked))
+            duplicate = F.col("__rank") > 1
         if self._redelivered and self._versions is not None:
             there = self._versions.select(
                 *(F.col(k).alias(f"__there_{k}") for k in self._keys), F.col("source_position").alias("__there")

@@ -79,11 +79,10 @@ def test_releases_with_other_columns_write_the_same_tables_in_turn(
         mine = {name: row[name] for name in schema.names}
         lake.append_rows("schema", "log", schema, [mine])
         base = lake.control_version("schema", "fenced")
-        lake.append_fenced(
-            "schema", "fenced", schema, [mine], writer="w", number=number, base=base, partition_by="name"
-        )
+        rows = pa.Table.from_pylist([mine], schema=schema)
+        lake.append_fenced("schema", "fenced", rows, writer="w", number=number, base=base, partition_by="name")
         kept = lake.merge_row("schema", "keyed", schema, mine, on="name", when="true")
         assert kept["number"] == number
     for table in ("log", "fenced"):
-        rows = sorted((row["number"], row["added"]) for row in lake.rows("schema", table))
-        assert rows == [(n, f"of {n}" if "added" in schema.names else None) for n, schema in enumerate(releases)]
+        found = sorted((row["number"], row["added"]) for row in lake.rows("schema", table))
+        assert found == [(n, f"of {n}" if "added" in schema.names else None) for n, schema in enumerate(releases)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pandera.pyspark as pa
 import pyarrow.parquet as pq
 import pyspark.sql.types as T
@@ -16,8 +19,8 @@ import pytest
 from bronze_assets.settings import Settings
 from bronze_assets.sources import packing
 from bronze_assets.sources.files import _POSITIONS, _USUAL_FIELDS, OPERATION, POSITION, ClaimedFiles
-from bronze_assets.sources.inspection import inspect
-from bronze_assets.sources.landing import LandingZone
+from bronze_assets.sources.inspection import Inspected, inspect
+from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.sources.packing import Packed, UsualLines, pack
 from bronze_assets.table import BronzeTable, Cadence, Feed, column
 
@@ -62,7 +65,7 @@ def readings(**feed: Any) -> BronzeTable:
 
 def usual_lines(table: BronzeTable, *told: Any) -> UsualLines:
     assert table.feed is not None
-    return UsualLines.of({c.name: c.type for c in table.columns}, table.feed, *told)
+    return UsualLines.of({c.name: c.type for c in table.columns}, table.feed, ["reading_id"], *told)
 
 
 def claimed(settings: Settings, table: BronzeTable, staging: Path) -> ClaimedFiles:
@@ -129,6 +132,13 @@ def values(path: str | None) -> list[str]:
     return [] if path is None else [line.decode() for line in pq.read_table(path)["value"].to_pylist()]
 
 
+def texts(path: str | None, usual: UsualLines) -> list[dict[str, str]]:
+    """The texts of usual lines by name, without those that are NULL."""
+    rows = [] if path is None else pq.read_table(path).to_pylist()
+    named = ({name: row[column] for name, column in usual.columns.items()} for row in rows)
+    return [{name: text for name, text in row.items() if text is not None} for row in named]
+
+
 def test_lines_are_usual_by_their_form_alone(settings: Settings, tmp_path: Path) -> None:
     table = readings()
     usual = usual_lines(table)
@@ -140,13 +150,18 @@ def test_lines_are_usual_by_their_form_alone(settings: Settings, tmp_path: Path)
         "[",
     ]
     found = packed(settings, tmp_path, table, usual, "\n".join(forms + others), "\n".join([*others, "", *forms]))
-    assert sorted(values(found.usual)) == sorted(forms * 2)
+    rows = [{"reading_id": "1", "exact": "0.5"}, {"exact": "1", "reading_id": "2"}, {"reading_id": "3"}]
+    assert sorted(map(str, texts(found.usual, usual))) == sorted(
+        str({name: row[name] for name in usual.columns if name in row}) for row in rows * 2
+    )
     assert sorted(values(found.others)) == sorted(others * 2)
 
 
 def test_files_without_a_line_are_read_as_no_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
     table = readings()
-    found = packed(settings, tmp_path, table, UsualLines.of({"reading_id": T.LongType()}, Feed("")), "\n\n", "\n")
+    found = packed(
+        settings, tmp_path, table, UsualLines.of({"reading_id": T.LongType()}, Feed(""), ["reading_id"]), "\n\n", "\n"
+    )
     assert found.usual is None
     assert values(found.others) == []
     assert claimed(settings, table, tmp_path / "again").read(spark, table, {}).count() == 0
@@ -164,7 +179,7 @@ def test_a_change_without_its_position_is_not_usual(
     usual = usual_lines(table, _USUAL_FIELDS, _POSITIONS)
     text = "\n".join([json.dumps(change), json.dumps(change | {"__op": "d"}), *others])
     found = packed(settings, tmp_path / "pack", table, usual, text)
-    assert len(values(found.usual)) == 2
+    assert len(texts(found.usual, usual)) == 2
     assert sorted(values(found.others)) == sorted(others)
 
     def read(small: int) -> list[Any]:
@@ -182,10 +197,97 @@ def test_a_change_without_its_position_is_not_usual(
 
 def test_names_of_any_kind_make_no_pattern(settings: Settings, tmp_path: Path) -> None:
     names = {"a.b": T.StringType(), "c(": T.StringType(), "d\\e": T.StringType(), "F": T.StringType()}
-    usual = UsualLines.of(names, Feed(""))
+    usual = UsualLines.of(names, Feed(""), ["F"])
     table = readings()
-    good = ['{"a.b": 1, "c(": "x"}']
+    good = ['{"a.b": 1, "c(": "x"}', '{"a.b": null, "c(": "null"}']
     others = ['{"axb": 1, "c(": "x"}', '{"F": 1}', json.dumps({"d\\e": 1})]
     found = packed(settings, tmp_path, table, usual, "\n".join(good + others))
-    assert values(found.usual) == good
+    assert texts(found.usual, usual) == [{"a.b": "1", "c(": "x"}, {"c(": "null"}]
     assert sorted(values(found.others)) == sorted(others)
+
+
+# -------------------------------------------------------------------------------------------------- copies of one row
+
+
+def unique(settings: Settings, tmp_path: Path, table: BronzeTable, *files: list[dict[str, Any]]) -> bool:
+    told: tuple[Any, ...] = ()
+    assert table.feed is not None
+    if table.feed.captured:
+        told = (_USUAL_FIELDS, _POSITIONS)
+    lines = ["\n".join(json.dumps(row) for row in rows) for rows in files]
+    return packed(settings, tmp_path, table, usual_lines(table, *told), *lines).unique
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([[{"reading_id": 1}, {"reading_id": 2}], [{"reading_id": 1}]], True),
+        ([[{"reading_id": 1, "text": "a"}, {"reading_id": 2}, {"reading_id": 1, "text": "b"}]], False),
+        # In another order, so that another form finds it.
+        ([[{"reading_id": 1, "text": "a"}, {"text": "b", "reading_id": 1}]], False),
+        # What is parsed in the slower way may be a copy of anything.
+        ([[{"reading_id": 1}, {"reading_id": "1"}]], False),
+        ([[{"reading_id": 1}, {"reading_id": 2, "new": 1}]], False),
+    ],
+)
+def test_copies_are_noticed_within_a_file(
+    settings: Settings, tmp_path: Path, files: list[list[dict[str, Any]]], expected: bool
+) -> None:
+    assert unique(settings, tmp_path, readings(), *files) is expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([[{"__seq": 1}, {"__seq": 2}], [{"__seq": 3}]], True),
+        ([[{"__seq": 1}], [{"__seq": 1}]], False),
+        # A change without a sequence is the first of its transaction.
+        ([[{"__seq": 1}], [{}]], False),
+        ([[{"__seq": 1}, {"__seq": 1, "reading_id": 8}, {"__seq": 1, "__commit_lsn": 78}]], True),
+        # `__commit_lsn` is the position where there is one.
+        ([[{"__seq": 1}, {"__seq": 1, "__source_lsn": 5}]], False),
+        ([[{"__seq": "one"}]], False),
+    ],
+)
+def test_copies_of_changes_are_noticed_in_all_files(
+    settings: Settings, tmp_path: Path, files: list[list[dict[str, Any]]], expected: bool
+) -> None:
+    change = {"reading_id": 7, "__op": "u", "__commit_lsn": 77, "__source_lsn": 70}
+    every = [[change | row for row in rows] for rows in files]
+    assert unique(settings, tmp_path, readings(captured=True), *every) is expected
+
+
+def moment(text: str) -> dt.datetime:
+    """The moment as a plain reading has it; UTC where no zone is named."""
+    found = dt.datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 4),
+            st.integers(0, 2),
+            st.sampled_from([" ", "T"]),
+            st.sampled_from(["", "", "", "Z", "+00:00", ".0", ".000000"]),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_rows_are_said_to_differ_only_if_they_do(rows: list[tuple[int, int, str, str]]) -> None:
+    table = readings(event_time="moment")
+    usual = usual_lines(table)
+    lines = [(key, f"2026-06-01{between}10:00:0{second}{end}") for key, second, between, end in rows]
+    content = "\n".join(json.dumps({"reading_id": key, "moment": text}) for key, text in lines)
+    file = Inspected(LandedFile("f.json", len(content), dt.datetime(2026, 6, 1, tzinfo=dt.UTC), "f.json"), "")
+    seen = packing._Seen(usual)
+    found, others = packing._apart([(file, content.encode())], usual, [], seen)
+    assert (found.num_rows, others.num_rows) == (len(lines), 0)
+    plain = {(key, moment(text)) for key, text in lines}
+    if seen.unique:
+        assert len(plain) == len(lines)
+    # And it is said where it matters: rows of the usual form that differ.
+    if len(plain) == len(lines) and all(not end for *_, end in rows):
+        assert seen.unique

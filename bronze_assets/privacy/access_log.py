@@ -128,8 +128,9 @@ def _log_new(lake: Lakehouse, schema: str, found: Mapping[str, Access], tries: i
         return 0
     try:
         # Appends of `reveal` have no fence and do not matter.
+        data = pa.Table.from_pylist(rows, schema=_SCHEMA)
         lake.append_fenced(
-            schema, ACCESS_LOG, _SCHEMA, rows, writer="sql_reads", number=base + 1, base=base, partition_by="table_name"
+            schema, ACCESS_LOG, data, writer="sql_reads", number=base + 1, base=base, partition_by="table_name"
         )
     except StaleBase:
         if tries > 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -111,14 +111,16 @@ class ClaimedFiles:
         frames: list[DataFrame] = []
         typed: list[DataFrame] = []
         if packed:
-            forms = UsualLines.of(types, feed)
+            forms = UsualLines.of(types, feed, [c.name for c in table.key])
             if feed.captured:
-                forms = UsualLines.of(types, feed, _USUAL_FIELDS, _POSITIONS)
+                forms = UsualLines.of(types, feed, [c.name for c in table.key], _USUAL_FIELDS, _POSITIONS)
             pack = self._pack(packed, forms)
             if pack.others is not None:
-                frames.append(_json(_lines(session, pack.others), feed, usual, (FILE, ARRIVED)))
+                frames.append(_json(_packed(session, pack.others, ["value"]), feed, usual, (FILE, ARRIVED)))
             if pack.usual is not None:
-                rows = _usual(_lines(session, pack.usual), forms)
+                rows = _packed(session, pack.usual, forms.columns.values())
+                none = F.lit(None).cast("string")
+                rows = rows.withColumns({LINE: none, EXPECTED: none})
                 typed.append(_typed(rows, table, feed, types, self.epochs, forms))
         for (kind, columns, _, multiline), members in groups.items():
             located = {self.place(file): file for file in members}
@@ -140,6 +142,10 @@ class ClaimedFiles:
             together = functools.reduce(DataFrame.unionByName, frames)
             typed.append(_typed(together, table, feed, types, self.epochs))
         return functools.reduce(DataFrame.unionByName, typed)
+
+    def unique(self, feed: Feed) -> bool:
+        """Whether no two rows have the same key and position; known for packed files, once they have been read."""
+        return bool(self._packs) and self._packs[0].unique and all(is_packed(file, feed) for file in self.files)
 
     def place(self, file: Inspected) -> str:
         """The path under which Spark reads the file."""
@@ -171,14 +177,9 @@ def _ending() -> SparkColumn:
     return F.regexp_extract(F.col("_metadata.file_path"), "([^/]+/[^/]+)$", 1).alias("__ending")
 
 
-def _lines(session: SparkSession, path: str) -> DataFrame:
-    return session.read.schema(f"value string, {FILE} string, {ARRIVED} timestamp").parquet(path)
-
-
-def _usual(lines: DataFrame, usual: UsualLines) -> DataFrame:
-    values = F.from_json("value", usual.schema)
-    none = F.lit(None).cast("string")
-    return lines.select(values.alias(VALUES), none.alias(LINE), none.alias(EXPECTED), FILE, ARRIVED)
+def _packed(session: SparkSession, path: str, texts: Iterable[str]) -> DataFrame:
+    columns = [*(f"`{name}` string" for name in texts), f"{FILE} string", f"{ARRIVED} timestamp"]
+    return session.read.schema(", ".join(columns)).parquet(path)
 
 
 def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], carried: Sequence[str]) -> DataFrame:
@@ -364,28 +365,33 @@ def _typed(
     epochs: Mapping[str, int],
     usual: UsualLines | None = None,
 ) -> DataFrame:
-    """The source frame of rows with `VALUES`: a map, or for usual rows, which have no other names, a struct."""
+    """The source frame of rows with `VALUES`, or of usual rows, which have a column of texts for each name."""
     selected: list[SparkColumn] = []
 
+    def said(name: str) -> SparkColumn:
+        if usual is None:
+            return F.col(VALUES)[name]
+        return F.col(usual.columns[name]) if name in usual.columns else F.lit(None).cast("string")
+
     def value_of(name: str) -> SparkColumn:
-        text, kind = F.col(VALUES)[name], types[name]
+        text, kind = said(name), types[name]
         return text.try_cast(kind) if usual is not None and name in usual.exact else parsed(text, kind, feed)
 
     for name, kind in types.items():
-        text, value = F.col(VALUES)[name], value_of(name)
-        raw = F.when(text.isNotNull() & value.isNull(), text.cast("string"))
-        selected.append(value.alias(name))
+        text, value = said(name), F.col(name)
+        raw = F.when(text.isNotNull() & value.isNull(), text)
+        if usual is not None and name in usual.sure:
+            raw = F.lit(None).cast("string")
+        selected.append(value)
         if not isinstance(kind, T.StringType):
             selected.append(raw.alias(raw_column(name)))
     mine = [*types, *(_CAPTURE_FIELDS if feed.captured else ())]
-    strange = F.lit(None).cast("map<string, string>")
     if usual is None:
         strange = F.when(~F.col(_USUAL), F.map_filter(F.col(VALUES), lambda key, _: ~key.isin(mine)))
-    strangers = F.array_sort(F.map_keys(strange))
-    selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
-
-    def said(name: str) -> SparkColumn:
-        return F.col(VALUES)[name]
+        strangers = F.array_sort(F.map_keys(strange))
+        selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
+    else:
+        selected.append(F.lit(None).cast("array<string>").alias(UNKNOWN))
 
     if feed.captured:
         epoch = F.lit(max(epochs.values(), default=1))
@@ -393,13 +399,14 @@ def _typed(
             epoch = F.when(said("__source_epoch") == known_epoch, ordinal).otherwise(epoch)
         # Debezium's records name the change's own position only.
         lsn = F.coalesce(said("__commit_lsn"), said("__source_lsn")).try_cast("long")
-        # Without an order, one of two changes of a key would pass for the other's copy.
-        ordered = F.coalesce(lsn >= 0, F.lit(False))
         op = F.lower(F.coalesce(said("__op"), F.lit("c")))
-        expected = F.when(~ordered, "a change with its position in __source_lsn").when(
-            ~op.isin("c", "u", "r", "d", "t"), "a change with c, u, r, d or t in __op"
-        )
-        frame = _refused(frame, expected)
+        if usual is None:
+            # Without an order, one of two changes of a key would pass for the other's copy.
+            ordered = F.coalesce(lsn >= 0, F.lit(False))
+            expected = F.when(~ordered, "a change with its position in __source_lsn").when(
+                ~op.isin("c", "u", "r", "d", "t"), "a change with c, u, r, d or t in __op"
+            )
+            frame = _refused(frame, expected)
         sequence = F.coalesce(said("__seq").try_cast("long"), F.lit(1))
         position = F.concat_ws(
             "/",
@@ -409,22 +416,25 @@ def _typed(
         )
         operation = F.when((said("__deleted") == "true") & (op != "t"), "d").otherwise(op)
         arrived = F.coalesce(F.timestamp_millis(said("__source_ts_ms").try_cast("long")), F.col(ARRIVED))
-        carried = _left_out(said("__unchanged"), table)
+        carried = _left_out(said, table)
         previous = F.from_json(said("__previous_key"), "map<string, string>")
         selected += [parsed(previous[c.name], c.type, feed).alias(previous_key(c.name)) for c in table.key]
     else:
         moment = F.col(ARRIVED)
         if feed.event_time is not None:
-            moment = F.coalesce(value_of(feed.event_time).cast("timestamp"), moment)
+            moment = F.coalesce(F.col(feed.event_time).cast("timestamp"), moment)
         # Of two rows of one moment the later file's comes later, whether one batch has both or two have one each.
         moments = [moment] if feed.event_time is None else [moment, F.col(ARRIVED)]
         position = F.concat_ws("/", *map(micros, moments), F.col(FILE))
         operation = F.lit(None).cast("string")
         arrived = F.col(ARRIVED)
         carried = F.lit(None).cast("array<string>")
-    # Each change names all columns of the source, also those without a value.
-    rescued = F.map_filter(strange, lambda _, value: value.isNotNull()) if feed.captured else strange
-    selected.append(F.when(F.size(rescued) > 0, F.to_json(rescued)).alias(RESCUED))
+    if usual is None:
+        # Each change names all columns of the source, also those without a value.
+        rescued = F.map_filter(strange, lambda _, value: value.isNotNull()) if feed.captured else strange
+        selected.append(F.when(F.size(rescued) > 0, F.to_json(rescued)).alias(RESCUED))
+    else:
+        selected.append(F.lit(None).cast("string").alias(RESCUED))
     selected += [
         F.col(LINE).alias(raw_column(LINE)),
         F.col(EXPECTED),
@@ -434,7 +444,8 @@ def _typed(
         arrived.alias(ARRIVED),
         carried.alias(CARRIED),
     ]
-    return frame.select(*selected)
+    # In a projection of their own: what is needed of the values here is not parsed again.
+    return frame.select("*", *(value_of(name).alias(name) for name in types)).select(*selected)
 
 
 def micros(moment: SparkColumn) -> SparkColumn:
@@ -447,15 +458,15 @@ def previous_key(name: str) -> str:
     return f"__previous_{name}"
 
 
-def _left_out(named: SparkColumn, table: BronzeTable) -> SparkColumn:
+def _left_out(said: Callable[[str], SparkColumn], table: BronzeTable) -> SparkColumn:
     """Names of the columns that a change leaves as they were: our capture names them, Debezium puts a text there."""
     placed = [
-        F.when(F.col(VALUES)[c.name] == UNAVAILABLE, c.name)
+        F.when(said(c.name) == UNAVAILABLE, c.name)
         for c in table.columns
         if not c.key and isinstance(c.type, T.StringType)
     ]
     both = F.concat(
-        F.coalesce(F.from_json(named, "array<string>"), F.array().cast("array<string>")),
+        F.coalesce(F.from_json(said("__unchanged"), "array<string>"), F.array().cast("array<string>")),
         F.array_compact(F.array(*placed)) if placed else F.array().cast("array<string>"),
     )
     return F.when(F.size(both) > 0, both)

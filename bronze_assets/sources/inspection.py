@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import re
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ from bronze_assets.table import BronzeTable
 
 _CHUNK = 4 * 2**20
 _THREADS = 8
+_SLOW = 0.002
+"""Seconds for a file on average, beyond which several are looked at at once."""
+_PATIENCE = 8
 _LONGEST_MARK = 64
 _TRUNCATES = re.compile(rb'"__op"\s*:\s*"t"', re.IGNORECASE)
 _UNCHANGED = re.compile(rb'"__unchanged"|__debezium_unavailable_value', re.IGNORECASE)
@@ -70,9 +74,16 @@ class _Unreadable(Exception):
 
 def inspect(zone: LandingZone, table: BronzeTable, files: Sequence[LandedFile]) -> list[Inspected]:
     """Inspect files, several at once; the answers are in their order. A file that is gone is left out."""
+    answers: list[Inspected | None] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        answers = pool.map(lambda file: _inspect(zone, table, file), files)
-        return [answer for answer in answers if answer is not None]
+        began = time.perf_counter()
+        # On a disk, threads wait for each other more than for small files; where opening one takes long, they pay.
+        while zone.is_local and len(answers) < len(files) and files[len(answers)].size <= _CHUNK:
+            if time.perf_counter() - began > _SLOW * (len(answers) + _PATIENCE):
+                break
+            answers.append(_inspect(zone, table, files[len(answers)]))
+        answers += pool.map(lambda file: _inspect(zone, table, file), files[len(answers) :])
+    return [answer for answer in answers if answer is not None]
 
 
 def _inspect(zone: LandingZone, table: BronzeTable, file: LandedFile) -> Inspected | None:

@@ -87,6 +87,9 @@ class LandingZone:
         archive: likewise, on the same file system.
         ring: gives the master key; called when an encrypted file is first read. Without it, none can be.
 
+    Attributes:
+        is_local: whether both are folders.
+
     Raises:
         SettingsError: there is no package for such URLs.
     """
@@ -105,7 +108,7 @@ class LandingZone:
                 "install its fsspec package (s3fs, adlfs, gcsfs, …) beside bronze_assets, or choose another URL.",
             ) from None
         self._roots = {False: place.path.rstrip("/"), True: UPath(archive).path.rstrip("/")}
-        self._local = "://" not in landing
+        self.is_local = "://" not in landing
 
     def has(self, feed: Feed) -> bool:
         """Whether the feed's folder is there: it comes with the first file."""
@@ -154,7 +157,7 @@ class LandingZone:
     def _entries(self, folder: str, archived: bool, *, deeper: bool) -> Iterator[tuple[str, int, dt.datetime]]:
         """Path below the root, size and modified time of the files in a folder and in the day folders below it."""
         root = f"{self._roots[archived]}/{folder}"
-        if self._local:
+        if self.is_local:
             # Not fsspec: it takes five times as long for 100,000 files.
             with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
                 for entry in entries:
@@ -196,7 +199,7 @@ class LandingZone:
         for location, archived in reversed(places) if archived_first else places:
             full = f"{self._roots[archived]}/{location}"
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                if self._local:
+                if self.is_local:
                     # As the listing does: of a link, what it leads to.
                     state = Path(full).stat()
                     if stat.S_ISREG(state.st_mode):
@@ -232,7 +235,7 @@ class LandingZone:
     @contextlib.contextmanager
     def _opened(self, file: LandedFile) -> Iterator[BinaryIO]:
         """The bytes as they lie there."""
-        if self._local:
+        if self.is_local:
             with Path(self._full(file)).open("rb") as local:
                 yield local
             return
@@ -273,7 +276,7 @@ class LandingZone:
             number: of the file within the batch.
         """
         named = _SAFE.fullmatch(file.location) and not _GLOB.search(self._roots[file.archived])
-        if self._local and named and not file.encrypted:
+        if self.is_local and named and not file.encrypted:
             return self._full(file)
         copied = staged(staging, number, _full_suffix(file.path))
         with self.open(file) as stream, copied.open("wb") as target:
@@ -351,7 +354,7 @@ class LandingZone:
         parts = f"{self._roots[True]}/{'/'.join(feed)}/{_PARTS}"
         part = f"{parts}/{content_hash}"
         try:
-            if self._local:
+            if self.is_local:
                 Path(parts).mkdir(parents=True, exist_ok=True)
                 _make_folder(Path(full).parent)
                 with self.open(source) as plain, Path(part).open("wb") as encrypted:
@@ -365,7 +368,7 @@ class LandingZone:
                     found = encrypt(plain, encrypted, ring)
             if found != content_hash:
                 raise OSError(errno.EBUSY, "it was changed after it had been loaded")
-            if self._local:
+            if self.is_local:
                 Path(part).replace(full)
                 _sync(Path(full).parent)
             else:
@@ -388,7 +391,7 @@ class LandingZone:
             target = io.BytesIO()
             encrypt(io.BytesIO(content), target, self._key(file))
         full = self._full(file)
-        if self._local:
+        if self.is_local:
             # A link's file, and not the link.
             real = Path(full).resolve()
             part = real.with_name(f".{uuid.uuid4().hex}")
@@ -429,7 +432,7 @@ class LandingZone:
             self._fs.rm_file(self._full(file))
 
     def _move(self, source: str, target: str) -> None:
-        if self._local:
+        if self.is_local:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             try:
                 if not Path(source).is_symlink():

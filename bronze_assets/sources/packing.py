@@ -1,8 +1,8 @@
 """Small files of JSON lines, packed for Spark: opening a file takes it longer than reading a hundred lines.
 
-Lines of a usual form are packed apart from the others: flat objects, whose names are in the order of one of a few
-lines, and whose values have one reading only. `from_json` reads these as `files` reads any line, in a fraction of the
-time; which lines they are, one regular expression tells.
+Lines of a usual form are packed apart from the others, as texts by column: flat objects, whose names are in the order
+of one of a few lines, and whose values have one reading only. Which lines they are, one regular expression tells, and
+its groups are the texts. Whether two of their rows can be copies of each other is seen at the same time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ FILE = "__file"
 ARRIVED = "__arrived"
 SMALL = 4 * 2**20
 """Bytes up to which a file is packed with others. One row group is about as large."""
-_PACK = pa.schema([("value", pa.binary()), (FILE, pa.string()), (ARRIVED, pa.timestamp("us", tz="UTC"))])
+_FROM = [(FILE, pa.string()), (ARRIVED, pa.timestamp("us", tz="UTC"))]
+_LINES = pa.schema([("value", pa.binary()), *_FROM])
+_REMEMBERED = 1_000_000
+"""Rows of a batch up to which it is told whether two have the same key and position."""
 _SAMPLES = 16
 _FORMS = 8
 
+_SURE = (T.BooleanType, T.DecimalType, T.LongType)
+_PLAIN_MOMENT = len("2026-06-01 10:00:00")
 NATURAL = "0|[1-9][0-9]{0,17}"
 _TEXT = r'"[^"\\\x00-\x1f]*"'
 # `-0` has two readings: a double keeps its sign.
@@ -72,61 +77,85 @@ def _usual_values(kind: T.DataType, feed: Feed) -> str | None:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Lines with the same names in the same order.
+
+    Attributes:
+        pattern: a regular expression (RE2) with a group for each value, `v0`, `v1`, ….
+        names: of these values.
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class UsualLines:
     """What lines of a usual form look like.
 
     Attributes:
-        schema: of the object, as `from_json` takes it.
         values: name → regular expression (RE2) of the JSON values that are usual for it.
         exact: columns of which a usual value is the column's, or its text, and needs a cast and no parser.
+        sure: those of them of which it always is one: no day that a month does not have, and nothing too large.
+        identity: name → type of what tells two rows of a file apart; of captured changes, of all files.
+        captured: whether the lines are captured changes.
         any_of: names of which a line has one at least; empty for none.
     """
 
-    schema: T.StructType
     values: Mapping[str, str]
     exact: frozenset[str]
-    any_of: frozenset[str] = frozenset()
+    sure: frozenset[str]
+    identity: Mapping[str, T.DataType]
+    captured: bool = False
+    any_of: tuple[str, ...] = ()
 
     @staticmethod
     def of(
-        types: Mapping[str, T.DataType], feed: Feed, told: Mapping[str, str] | None = None, any_of: Iterable[str] = ()
+        types: Mapping[str, T.DataType],
+        feed: Feed,
+        key: Iterable[str],
+        told: Mapping[str, str] | None = None,
+        any_of: Sequence[str] = (),
     ) -> UsualLines:
         """Those of a feed: decimals are numbers, or texts where they are captured changes.
 
         Args:
             types: columns that the table has.
+            key: those that make the table's key.
             told: name → usual values, of what stands beside the columns.
-            any_of: of these, the names of which a line has one at least.
+            any_of: of these, the names of which a line has one at least: the first of them is its position.
         """
         values, exact = dict(told or {}), set[str]()
-        kinds: dict[str, T.DataType] = dict.fromkeys(values, T.StringType())
         for name, kind in types.items():
             usual = _usual_values(kind, feed)
             values[name] = ANY if usual is None else f"null|{usual}"
             if usual is not None:
                 exact.add(name)
-            # Not as a text: `from_json` makes that of a double.
-            number = isinstance(kind, T.DecimalType) and not feed.captured
-            kinds[name] = kind if number else T.StringType()
         # Names are compared in lower case; one that is declared otherwise has to be found first.
         values = {name: value for name, value in values.items() if name == name.lower()}
-        schema = T.StructType([T.StructField(name, kind) for name, kind in kinds.items()])
-        return UsualLines(schema, values, frozenset(exact), frozenset(any_of))
+        identity = {name: types[name] for name in (*key, feed.event_time) if name is not None}
+        sure = {name for name in exact if isinstance(types[name], _SURE)}
+        return UsualLines(values, frozenset(exact), frozenset(sure), identity, feed.captured, tuple(any_of))
 
-    def form(self, line: str) -> str | None:
-        """A regular expression of the lines that have the names of this one, in its order; None if it is not usual."""
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name → the column of the pack that holds its texts."""
+        return {name: f"__text_{number}" for number, name in enumerate(self.values)}
+
+    def form(self, line: str) -> Form | None:
+        """The form of the lines that have the names of this one, in its order; None if it is not usual."""
         try:
             pairs = json.loads(line, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError):
             return None
-        names = [name for name, _ in pairs] if isinstance(pairs, _Pairs) else []
+        names = tuple(name for name, _ in pairs) if isinstance(pairs, _Pairs) else ()
         if not names or len({*names}) < len(names) or not self.values.keys() >= {*names}:
             return None
-        if self.any_of and self.any_of.isdisjoint(names):
+        if self.any_of and {*self.any_of}.isdisjoint(names):
             return None
         # The names are columns', and hold nothing that JSON escapes.
-        members = (f'"{re.escape(name)}": ?(?:{self.values[name]})' for name in names)
-        return r"^\{" + ", ?".join(members) + r"\}\r?$"
+        members = (f'"{re.escape(name)}": ?(?P<v{n}>{self.values[name]})' for n, name in enumerate(names))
+        return Form(r"^\{" + ", ?".join(members) + r"\}\r?$", names)
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -135,10 +164,17 @@ class _Pairs(list[tuple[str, Any]]):
 
 @dataclass(frozen=True)
 class Packed:
-    """Parquet files with `value`, a line, and its `FILE` and `ARRIVED`; None where there is no such line."""
+    """Parquet files, each with the `FILE` and `ARRIVED` of its lines; None where there is no such line.
+
+    Attributes:
+        usual: with the texts of usual lines in `UsualLines.columns`.
+        others: with the other lines as `value`.
+        unique: whether no two rows have the same key and position, as far as can be told without parsing them.
+    """
 
     usual: str | None
     others: str | None
+    unique: bool
 
 
 def is_packed(file: Inspected, feed: Feed) -> bool:
@@ -156,16 +192,19 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
     # A name of its own: Spark remembers the files of a path.
     name = uuid.uuid4().hex
     places = [staged(staging, number, f"-{name}.parquet") for number in range(2)]
+    schemas = [pa.schema([(column, pa.string()) for column in usual.columns.values()] + _FROM), _LINES]
     written: list[pq.ParquetWriter | None] = [None, None]
-    forms: list[str] = []
+    forms: list[Form] = []
+    seen = _Seen(usual)
     try:
         for held in _together(zone, files):
-            for number, part in enumerate(_apart(held, usual, forms)):
+            for number, part in enumerate(_apart(held, usual, forms, seen)):
                 if not part.num_rows:
                     continue
                 writer = written[number]
                 if writer is None:
-                    writer = pq.ParquetWriter(places[number], _PACK, compression="none", use_dictionary=_PACK.names[1:])
+                    names = [FILE, ARRIVED]
+                    writer = pq.ParquetWriter(places[number], schemas[number], compression="none", use_dictionary=names)
                     written[number] = writer
                 writer.write_table(part)
     finally:
@@ -174,10 +213,63 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
                 writer.close()
     if written == [None, None]:
         # Files of blank lines are readable, and have no rows.
-        pq.write_table(_PACK.empty_table(), places[1])
-        return Packed(None, str(places[1]))
+        pq.write_table(_LINES.empty_table(), places[1])
+        return Packed(None, str(places[1]), True)
     there = [None if writer is None else str(place) for writer, place in zip(written, places, strict=True)]
-    return Packed(there[0], there[1])
+    return Packed(there[0], there[1], there[1] is None and seen.unique)
+
+
+class _Seen:
+    """Whether rows of usual lines have been seen twice, by the texts of what tells them apart."""
+
+    def __init__(self, usual: UsualLines) -> None:
+        self._usual = usual
+        self._kept: list[pa.Table] = []
+        self._rows = 0
+        # One value may have several texts else.
+        self.unique = all(
+            isinstance(kind, T.StringType) or (name in usual.exact and not isinstance(kind, T.DecimalType))
+            for name, kind in usual.identity.items()
+        )
+
+    def add(self, rows: pa.Table) -> None:
+        """Look at further rows: all those of their files."""
+        if not self.unique:
+            return
+        columns = self._usual.columns
+        texts = {name: rows[columns[name]] for name in self._usual.identity if name in columns}
+        if len(texts) < len(self._usual.identity):
+            self.unique = False
+            return
+        for name, kind in self._usual.identity.items():
+            if isinstance(kind, T.TimestampType):
+                texts[name] = self._moments(texts[name])
+        if self._usual.captured:
+            position = pc.coalesce(*(rows[columns[name]] for name in self._usual.any_of))
+            sequence = pc.fill_null(rows[columns["__seq"]], "1")
+            self.unique = self.unique and _all(pc.match_substring_regex(sequence, f"^({NATURAL})$"))
+            texts |= {"__position": position, "__seq": sequence}
+        else:
+            texts[FILE] = rows[FILE].combine_chunks().dictionary_encode()
+        self._rows += rows.num_rows
+        if not self.unique or (self._rows > _REMEMBERED and self._usual.captured):
+            self.unique = False
+            return
+        mine = pa.table(texts)
+        # Rows of files without positions of their own are told apart by their file, which is here as a whole.
+        self._kept = [*self._kept, mine] if self._usual.captured else [mine]
+        every = pa.concat_tables(self._kept)
+        self.unique = every.group_by(every.column_names).aggregate([]).num_rows == every.num_rows
+
+    def _moments(self, texts: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The texts, each of which is a moment of its own; others may write one in two ways."""
+        plain = pc.equal(pc.binary_length(texts), _PLAIN_MOMENT)
+        self.unique = self.unique and _all(pc.fill_null(plain, True))
+        return pc.replace_substring(texts, "T", " ")
+
+
+def _all(truths: pa.ChunkedArray) -> bool:
+    return pc.all(truths, min_count=0).as_py() is not False
 
 
 def _together(zone: LandingZone, files: Sequence[Inspected]) -> Iterator[list[tuple[Inspected, bytes]]]:
@@ -208,21 +300,57 @@ def _content(zone: LandingZone, file: Inspected) -> bytes:
     return content
 
 
-def _apart(files: Sequence[tuple[Inspected, bytes]], usual: UsualLines, forms: list[str]) -> tuple[pa.Table, pa.Table]:
-    """The usual lines and the others; `forms` gains what is found on the way."""
+def _apart(
+    files: Sequence[tuple[Inspected, bytes]], usual: UsualLines, forms: list[Form], seen: _Seen
+) -> tuple[pa.Table, pa.Table]:
+    """The usual lines, as texts by column, and the others; `forms` gains what is found on the way."""
     lines = [content.split(b"\n") for _, content in files]
     owner = pa.array([number for number, mine in enumerate(lines) for _ in mine], pa.int32())
     values = pa.array([line for mine in lines for line in mine], pa.binary())
     filled = pc.greater(pc.binary_length(values), 0)
     values, owner = values.filter(filled), owner.filter(filled)
-    names = pa.array([file.file.path for file, _ in files])
-    moments = pa.array([file.file.modified for file, _ in files], _PACK.field(ARRIVED).type)
-    table = pa.table([values, names.take(owner), moments.take(owner)], schema=_PACK)
     # Files with bytes that are no text can wait for the slower way as a whole.
     readable = pa.array([_is_utf8(content) for _, content in files]).take(owner)
     texts = pc.if_else(readable, values, pa.scalar(b"")).cast(pa.string())
-    are_usual = _are_usual(texts, usual, forms)
-    return table.filter(are_usual), table.filter(pc.invert(are_usual))
+    names = pa.array([file.file.path for file, _ in files])
+    moments = pa.array([file.file.modified for file, _ in files], _FROM[1][1])
+    rest = pa.table({"text": texts, "value": values, FILE: names.take(owner), ARRIVED: moments.take(owner)})
+    parts: list[pa.Table] = []
+
+    def take(form: Form) -> None:
+        nonlocal rest
+        found = pc.extract_regex(rest["text"], form.pattern).combine_chunks()
+        matched = found.is_valid()
+        if matched.true_count:
+            parts.append(_as_columns(found.filter(matched), form, usual, rest.filter(matched)))
+            rest = rest.filter(pc.invert(matched))
+
+    for form in forms:
+        take(form)
+    for line in rest["text"].to_pylist()[:: max(1, rest.num_rows // _SAMPLES)]:
+        new = usual.form(line) if len(forms) < _FORMS else None
+        if new is not None and new not in forms:
+            forms.append(new)
+            take(new)
+    rows = pa.concat_tables(parts) if parts else None
+    if rows is None:
+        return _LINES.empty_table(), rest.select(_LINES.names)
+    seen.add(rows)
+    return rows, rest.select(_LINES.names)
+
+
+def _as_columns(found: pa.StructArray, form: Form, usual: UsualLines, rows: pa.Table) -> pa.Table:
+    """The texts of lines of one form, in the columns of the pack; NULL where a name is missing or its value null."""
+    columns: dict[str, pa.Array] = {}
+    for name, column in usual.columns.items():
+        if name not in form.names:
+            columns[column] = pa.nulls(len(found), pa.string())
+            continue
+        # An escape would be a quote within a text, and such a line is not usual.
+        value = found.field(f"v{form.names.index(name)}")
+        text = pc.utf8_trim(value, '"') if '"' in usual.values[name] else value
+        columns[column] = pc.if_else(pc.equal(value, "null"), None, text)
+    return pa.table({**columns, FILE: rows[FILE], ARRIVED: rows[ARRIVED]})
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -231,16 +359,3 @@ def _is_utf8(content: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _are_usual(texts: pa.Array, usual: UsualLines, forms: list[str]) -> pa.Array:
-    found = pc.equal(pc.binary_length(texts), -1)
-    for form in forms:
-        found = pc.or_(found, pc.match_substring_regex(texts, form))
-    rest = texts.filter(pc.invert(found))
-    for line in rest[:: max(1, len(rest) // _SAMPLES)].to_pylist():
-        new = usual.form(line) if len(forms) < _FORMS else None
-        if new is not None and new not in forms:
-            forms.append(new)
-            found = pc.or_(found, pc.match_substring_regex(texts, new))
-    return found
