@@ -42,6 +42,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem
     fs = fsspec.filesystem("s3")
     fs.mkdir("shop")
     yield fs
+    # moto keeps its buckets in the process, whichever server made them.
+    fs.rm("shop", recursive=True)
     fs.clear_instance_cache()
     server.stop()
 
