@@ -23,7 +23,7 @@ from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import current
-from bronze_assets.privacy import compliance, erasure, evidence, reveal, rotation
+from bronze_assets.privacy import compliance, erasure, evidence, removal, reveal, rotation
 from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
@@ -86,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--reason", default="", help="for the evidence, without the person's name; refused without"
     )
     erase_parser.add_argument("--by", default=getpass.getuser(), help="who asks, for the evidence (default: you)")
+    erase_parser.add_argument(
+        "--due", action="store_true", help="instead, remove the files of earlier erasures whose time has come"
+    )
     compliance_parser = commands.add_parser(
         "compliance", help="judge the controls over personal data; exit code 0 also where one fails"
     )
@@ -111,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "compliance":
             return report_compliance(settings, options.output)
         if options.command == "erase":
+            if options.due:
+                return remove_due(settings, by=options.by)
             subjects = [*(f"bz_customers:{key}" for key in options.customer), *options.subject]
             return erase(settings, subjects, options.subjects_from, reason=options.reason, by=options.by)
         if options.command == "doctor":
@@ -250,6 +255,14 @@ def erase(settings: Settings, subjects: Sequence[str], file: Path | None, *, rea
     with Workbench.open(settings, say=say) as bench:
         for name, keys in wanted.items():
             say(erasure.erase(bench, by_name[name], keys, reason=reason, who=by).words)
+    return 0
+
+
+def remove_due(settings: Settings, *, by: str) -> int:
+    """Remove the files of earlier erasures whose time has come; returns the exit code."""
+    found = removal.remove_due(Lakehouse(settings.lake), TABLES, _now, who=by)
+    for line in [one.words for one in found] or ["No erasure has come of age."]:
+        say(line)
     return 0
 
 

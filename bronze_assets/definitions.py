@@ -12,7 +12,7 @@ from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
 from bronze_assets.orchestration.derived import derived_jobs
-from bronze_assets.orchestration.erasure import erasure_jobs
+from bronze_assets.orchestration.erasure import erasure_definitions
 from bronze_assets.orchestration.evolution import accept_schema_job
 from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
@@ -48,9 +48,8 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         capture_definitions(settings, tables),
         dg.Definitions(jobs=[replay_job(settings, tables)]),
         dg.Definitions(jobs=[accept_schema_job(settings, tables)]) if from_files else dg.Definitions(),
-        dg.Definitions(
-            jobs=[*privacy_jobs(settings, tables), *erasure_jobs(settings, tables), *derived_jobs(settings, tables)]
-        ),
+        dg.Definitions(jobs=[*privacy_jobs(settings, tables), *derived_jobs(settings, tables)]),
+        erasure_definitions(settings, tables),
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
     )

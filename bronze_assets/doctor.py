@@ -56,6 +56,7 @@ def examine(settings: Settings, tables: Sequence[BronzeTable]) -> Iterator[Findi
     looks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
         ("environment", lambda: _environment(settings)),
         ("home", lambda: _home(settings)),
+        ("memory", lambda: _memory(settings)),
         ("Java", lambda: Finding("Java", f"{engine.find_java(settings)}.")),
         ("jars", lambda: _jars(settings)),
         ("lake", lambda: _lake(settings)),
@@ -113,6 +114,11 @@ def _probed(folder: Path, variable: str) -> Path:
             f"give the process the right to it, or let {variable} name another folder.",
         ) from None
     return folder
+
+
+def _memory(settings: Settings) -> Finding:
+    there = engine.check_memory(settings)
+    return Finding("memory", f"{there:,} MB, of which Spark's driver may take {settings.driver_memory}.")
 
 
 def _jars(settings: Settings) -> Finding:

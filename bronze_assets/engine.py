@@ -140,6 +140,22 @@ def find_java(settings: Settings) -> Path:
     return _find_java(settings)[0]
 
 
+def check_memory(settings: Settings) -> int:
+    """The megabytes that the machine has, of which the driver's heap is a part.
+
+    Raises:
+        EngineError: the heap is larger.
+    """
+    number, unit = int(settings.driver_memory[:-1]), settings.driver_memory[-1].lower()
+    heap, there = number * (1024 if unit == "g" else 1), psutil.virtual_memory().total // 2**20
+    if heap > there:
+        raise EngineError(
+            f"BRONZE_DRIVER_MEMORY={settings.driver_memory} is more than the machine's {there:,} MB.",
+            "use less, for example 1200m; about 1 GB more is taken beside the heap.",
+        )
+    return there
+
+
 def missing_jars(settings: Settings) -> list[Jar]:
     """Those of `JARS` that are not there, or not the pinned ones."""
     folder = settings.jars or settings.home / "jars"
@@ -225,7 +241,7 @@ def start_session(
         connect: is asked first for a session on a JVM that runs already, as `warm_engine.connect` finds one.
 
     Raises:
-        EngineError: no Java, a jar that cannot be had, or a JVM that does not start.
+        EngineError: no Java, too little memory, a jar that cannot be had, or a JVM that does not start.
     """
     from pyspark.sql import SparkSession
 
@@ -233,6 +249,7 @@ def start_session(
     with _starting:
         session = _session or _active_session() or connect(settings)
         if session is None:
+            check_memory(settings)
             java, version = _find_java(settings)
             jars = ensure_jars(settings, say)
             conf, scratch = _prepare_folders(settings)

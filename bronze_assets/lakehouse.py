@@ -485,22 +485,32 @@ class Lakehouse(PrivateTables):
         action = f"when matched then update set {', '.join(f'{name} = null' for name in names)}"
         return self._merge_keys(session, location, keys, mark, on, action, "numTargetRowsUpdated")
 
-    def vacuum_derived(self, location: str, retention: dt.timedelta) -> None:
-        """Remove the files that a table has had for no version since its retention, so far as that is possible.
+    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+        """Remove the files that a table has had for no version since its retention, its change data among them.
 
         Args:
+            location: path or URI.
             retention: of the table.
+
+        Returns:
+            How many files that was.
+
+        Raises:
+            LakeError: they cannot be removed.
         """
         try:
             table = DeltaTable(location)
-            table.vacuum(dry_run=False)
+            removed = table.vacuum(dry_run=False)
             # Of files that the log has forgotten, as after a checkpoint, nobody can tell whether a writer is about to
             # commit them: they have to be a week old.
             hours = math.ceil(max(retention, dt.timedelta(days=7)) / dt.timedelta(hours=1))
-            table.vacuum(hours, dry_run=False, full=True)
-        except Exception as error:  # as in `described`
-            # What they hold went with this erasure or an earlier one, and their owner vacuums too.
-            logger.warning("%s: removed files cannot be vacuumed (%s)", location, type(error).__name__)
+            return len(removed) + len(table.vacuum(hours, dry_run=False, full=True))
+        except Exception as error:  # delta-rs raises what the storage behind a URI raises
+            kind = type(error).__name__
+        raise LakeError(
+            f"removed files of {location} cannot be vacuumed ({kind}).",
+            "give the process access to the table's folder.",
+        )
 
     def _merge_keys(
         self,

@@ -227,7 +227,16 @@ def _at_work(attempt: Attempt) -> Iterator[None]:
         raise
 
 
-def dismiss(bench: Workbench, table: BronzeTable, selection: Selection, run: Run, *, reason: str, who: str) -> int:
+def dismiss(
+    bench: Workbench,
+    table: BronzeTable,
+    selection: Selection,
+    run: Run,
+    *,
+    reason: str,
+    who: str,
+    everything: bool = False,
+) -> int:
     """Say of open quarantined rows that they are not to be loaded; returns how many there were.
 
     A load that sees such a row again leaves it dismissed.
@@ -235,10 +244,17 @@ def dismiss(bench: Workbench, table: BronzeTable, selection: Selection, run: Run
     Args:
         reason: why, for the quarantine; not a value of the row.
         who: says so.
+        everything: has to be said where the selection is of all open rows.
 
     Raises:
-        LoadRefused: without a reason, or nobody says so; nothing was changed.
+        LoadRefused: without a reason, or nobody says so, or all would go unasked; nothing was changed.
     """
+    if selection == Selection() and not everything:
+        raise LoadRefused(
+            "a dismissal without a filter would be one of all open rows.",
+            "name a rule, a batch, an age or a key; or say `--all`, in the job `everything`.",
+            table=table.name,
+        )
     if not reason.strip() or not who.strip():
         raise LoadRefused("a dismissal needs a reason and somebody who says so.", "give both.", table=table.name)
     now = bench.clock()

@@ -36,6 +36,7 @@ def add_parser(commands: Any) -> None:
     replay.add_argument(
         "--file", type=Path, help="JSON or CSV with whole rows, in the place of the quarantined rows of their keys"
     )
+    dismiss.add_argument("--all", action="store_true", help="all open rows: has to be said where no filter is given")
     # An attempt without one is refused by who keeps it.
     dismiss.add_argument("--reason", default="", help="why, for the quarantine; not a value; refused without")
     dismiss.add_argument("--by", default=getpass.getuser(), help="who says so (default: you)")
@@ -58,7 +59,8 @@ def run(settings: Settings, table: BronzeTable, options: argparse.Namespace) -> 
     told = Run(f"{uuid.uuid4()}", "cli")
     with Workbench.open(settings, say=say) as bench:
         if options.action == "dismiss":
-            rows = quarantine.dismiss(bench, table, chosen, told, reason=options.reason, who=options.by)
+            said = {"reason": options.reason, "who": options.by, "everything": options.all}
+            rows = quarantine.dismiss(bench, table, chosen, told, **said)
             say(f"{table.name}: {rows:,} rows dismissed.")
             return 0
         record = quarantine.replay(bench, table, chosen, told, corrected=options.file, dry_run=options.dry_run)

@@ -121,11 +121,13 @@ class Lake:
         (file,) = [file for file in zone.files(self.table.feed) if file.path.endswith(path.name)]
         zone.archive(file, "2026-06-14", zone.content_hash(file), ring=ring)
 
-    def erasure(self, event: str, name: str, *, at: dt.datetime, subject: str = "ab" * 32) -> str:
+    def erasure(
+        self, event: str, name: str, *, at: dt.datetime, subject: str = "ab" * 32, until: dt.datetime | None = None
+    ) -> str:
         erasure_id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-        told = {"erasure_id": erasure_id, "at": at, "event": event, "table_name": NAME}
+        told = {"erasure_id": erasure_id, "at": at, "event": event, "table_name": NAME, "until": until}
         row = told | {"subject_hmacs": [subject], "subjects": 1, "who": "an officer", "reason": "request 7"}
-        self.lake.append_rows(SCHEMA, ERASURE_LOG, erasure._EVIDENCE, [row])
+        self.lake.append_rows(SCHEMA, ERASURE_LOG, erasure.EVIDENCE, [row])
         return erasure_id
 
     def access(self, outcome: Outcome, purpose: str, who: str = "officer") -> None:
@@ -163,7 +165,7 @@ def test_everything_holds_in_a_whole_lake(lake: Lake) -> None:
     report = lake.report()
 
     assert report.failing == ()
-    assert (report.score, len(report.controls)) == (100, 17)
+    assert (report.score, len(report.controls)) == (100, 18)
     # There is no Unity Catalog.
     assert [one.name for one in report.controls if one.holds is None] == ["grants"]
     assert [(c.column, c.pii, c.values, c.protected) for c in report.columns] == [
@@ -320,6 +322,20 @@ def test_statistics_of_a_private_table_fail(lake: Lake) -> None:
 
     assert lake.fails() == ["private_tables"]
     assert "has statistics" in lake.sentence("private_tables")
+
+
+def test_files_of_an_erasure_that_stay_beyond_their_date_fail(lake: Lake) -> None:
+    late = lake.erasure("done", "two", at=NOW - 33 * DAY, until=NOW - 3 * DAY)
+    # A daily schedule may miss one.
+    lake.erasure("done", "three", at=NOW - 31 * DAY, until=NOW - DAY)
+
+    assert lake.fails() == ["erased_files"]
+    assert f"Files of 1 erasures are still there, more than 2 days after their date: {late}." in lake.sentence(
+        "erased_files"
+    )
+
+    lake.erasure("vacuumed", "two", at=NOW, until=NOW - 3 * DAY)
+    assert lake.fails() == []
 
 
 @pytest.mark.parametrize("name", [AUDIT_LOG, ACCESS_LOG, ERASURE_LOG])

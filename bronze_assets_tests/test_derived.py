@@ -336,7 +336,7 @@ def test_removed_files_go_when_the_retention_has_passed(spark: SparkSession, set
 
 
 def test_a_log_of_before_there_were_derived_tables_goes_on(spark: SparkSession, settings: Settings) -> None:
-    before = arrow.schema([field for field in erasure._EVIDENCE if not field.name.startswith("derived_")])
+    before = arrow.schema([field for field in erasure.EVIDENCE if not field.name.startswith("derived_")])
     old = {"erasure_id": "old", "event": "done", "table_name": NAME, "subject_hmacs": ["ab"], "subjects": 1}
     Lakehouse(settings.lake).append_rows(SCHEMA, "bz_erasure_log", before, [old])
     gold(settings)

@@ -52,7 +52,9 @@ def tree(tmp_path: Path, root: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_files_of_the_folder_and_of_its_days_are_listed_and_nothing_else(zone: LandingZone, tmp_path: Path) -> None:
+def test_files_of_the_folder_and_of_its_days_are_listed_and_nothing_else(
+    zone: LandingZone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("b.json", "2026-06-15/a.CSV.gz", "2026-06-15/c.parquet"):
         put(tmp_path, name)
     for name in (
@@ -79,6 +81,10 @@ def test_files_of_the_folder_and_of_its_days_are_listed_and_nothing_else(zone: L
     ]
     assert abs(found[0].modified - HOUR_AGO) < dt.timedelta(milliseconds=1)
     assert zone.files(Feed("nothing/here")) == []
+    # Who has put files there would wait for them in vain.
+    zone.files(FEED)
+    passed_by = [text.split(" ")[0] for text in caplog.messages if "not looked into" in text]
+    assert sorted(passed_by) == [f"raw/things/{name}/" for name in ("2026-02-30", "2026-6-1", "other", "x.json")]
 
 
 def test_a_landing_zone_that_is_no_folder_is_told(tmp_path: Path) -> None:

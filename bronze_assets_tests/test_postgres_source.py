@@ -750,6 +750,7 @@ def test_a_port_where_nobody_listens_is_worth_a_retry() -> None:
         "postgresql://user:hunter2#x@host/DE",
         "postgresql://user:x@hunter2/x@host/DE",
         "postgresql://user:hunter2@host/DE?target_session_attrs=any",
+        "postgresql://user:hunter2@host/DE?sslmode=hunter2",
     ],
 )
 def test_a_malformed_url_is_an_error_that_does_not_show_it(url: str) -> None:

@@ -351,10 +351,16 @@ def test_a_dismissed_row_is_not_replayed_and_says_who_when_and_why(spark: SparkS
     assert ids(settings) == [2]
     told = lake_reader.read(table_path(settings, "bz_audit_log"))
     assert ("dismissal, one key", 1) in [(row["operation_type"], row["record_count"]) for row in told]
-    assert dismissed(settings, strict()) == 0
+    drop(settings, "b.json", json_lines(row(3, amount=-1), row(4, amount=-1)))
+    loaded(settings)
+    with pytest.raises(LoadRefused, match=r"without a filter would be one of all open rows\. Fix: .*--all"):
+        dismissed(settings, strict())
+    assert {state["state"] for key, state in held(settings).items() if key in "34"} == {"open"}
+    assert dismissed(settings, strict(), everything=True) == 2
+    assert dismissed(settings, strict(), everything=True) == 0
     for wrong in ({"reason": " "}, {"who": ""}):
         with pytest.raises(LoadRefused, match="needs a reason and somebody"):
-            dismissed(settings, strict(), ALL, **wrong)
+            dismissed(settings, strict(), Selection(key="1"), **wrong)
 
 
 # Kills

@@ -1,16 +1,21 @@
-"""The job with which persons are forgotten. Its config names keys of rows, which are no personal data by themselves."""
+"""The jobs with which persons are forgotten, and the schedule of the one that removes what time travel still kept.
+
+The config of `erase` names keys of rows, which are no personal data by themselves.
+"""
 
 # No postponed annotations here: Dagster reads those of an op's function as objects.
 
+import datetime as dt
 from collections.abc import Sequence
 
 import dagster as dg
 from pydantic import Field
 
+from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.resources import LOGGER
 from bronze_assets.orchestration.runs import without_values
-from bronze_assets.privacy import erasure
-from bronze_assets.settings import Settings
+from bronze_assets.privacy import erasure, removal
+from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench
 
@@ -23,10 +28,12 @@ class EraseConfig(dg.Config):
     by: str = Field(description="Who asked for it, for the evidence.")
 
 
-def erasure_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.JobDefinition]:
-    """The job `erase`; none where no table holds personal data."""
+def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.Definitions:
+    """The jobs `erase` and `remove_erased`, and the latter's schedule: running where the environment is local, stopped
+    elsewhere. Nothing where no table holds personal data.
+    """
     if not any(table.has_personal_data for table in tables):
-        return []
+        return dg.Definitions()
 
     @dg.op(description="Forgets persons in lake, landing zone and archive, and drops their keys.")
     def erase_subjects(context: dg.OpExecutionContext, config: EraseConfig) -> None:
@@ -45,4 +52,37 @@ def erasure_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.J
     def erase() -> None:
         erase_subjects()
 
-    return [erase]
+    @dg.op(description="Vacuums the tables of which an erasure's date has passed.", out=dg.Out(dg.Nothing))
+    def remove_erased_files(context: dg.OpExecutionContext) -> None:
+        def remove() -> None:
+            lake = Lakehouse(settings.lake)
+            found = removal.remove_due(lake, tables, _now, who="remove_erased", run_id=context.run_id)
+            for line in [one.words for one in found] or ["No erasure has come of age."]:
+                context.log.info(line)
+            context.add_output_metadata(
+                {"erasures": sum(one.erasures for one in found), "files": sum(one.files for one in found)}
+            )
+
+        without_values(remove)
+
+    @dg.job(
+        description="Removes the files that erasures took out of the tables, once time travel has had its 30 days.",
+        executor_def=dg.in_process_executor,
+    )
+    def remove_erased() -> None:
+        remove_erased_files()
+
+    local = settings.environment is Environment.LOCAL
+    daily = dg.ScheduleDefinition(
+        name="remove_erased_schedule",
+        job=remove_erased,
+        cron_schedule="30 3 * * *",
+        execution_timezone="UTC",
+        description="Removes what has come of age once a day.",
+        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
+    )
+    return dg.Definitions(jobs=[erase, remove_erased], schedules=[daily])
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

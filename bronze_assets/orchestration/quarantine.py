@@ -33,6 +33,7 @@ class ReplayConfig(dg.Config):
     dry_run: bool = Field(default=False, description="Only say what would happen.")
     file: str = Field(default="", description="JSON or CSV of whole rows, in the place of those of their keys.")
     dismiss: bool = Field(default=False, description="Do not replay the rows: they are not to be loaded.")
+    everything: bool = Field(default=False, description="Dismiss all open rows: has to be said without a filter.")
     reason: str = Field(default="", description="Why they are dismissed; not a value of a row.")
     by: str = Field(default="", description="Who dismisses them.")
 
@@ -65,7 +66,15 @@ def replay_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefin
                 ):
                     context.log.info(line)
                 if config.dismiss:
-                    rows = quarantine.dismiss(bench, table, selection, run, reason=config.reason, who=config.by)
+                    rows = quarantine.dismiss(
+                        bench,
+                        table,
+                        selection,
+                        run,
+                        reason=config.reason,
+                        who=config.by,
+                        everything=config.everything,
+                    )
                     context.log.info(f"{table.name}: {rows:,} rows dismissed.")
                     return
                 corrected = Path(config.file) if config.file else None

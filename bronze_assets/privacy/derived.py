@@ -216,6 +216,34 @@ def sweep(lake: Lakehouse, session: SparkSession, table: BronzeTable, keys: Sequ
     return done
 
 
+def vacuum(lake: Lakehouse, table: BronzeTable) -> int:
+    """Vacuum the registered tables of a bronze table, so far as that is possible; returns how many files that removed.
+
+    Raises:
+        LakeError: the registry cannot be read.
+    """
+    removed = 0
+    for one in registered(lake, table):
+        location = _location(lake, one.place)
+        try:
+            described = lake.described(location)
+        except LakeError as error:
+            logger.warning("%s", error)
+            continue
+        if described is not None:
+            removed += _vacuum(lake, location, described.retention)
+    return removed
+
+
+def _vacuum(lake: Lakehouse, location: str, retention: dt.timedelta) -> int:
+    try:
+        return lake.vacuum(location, retention)
+    except LakeError as error:
+        # Their owner vacuums too, and the next one that is due tries again.
+        logger.warning("%s", error)
+        return 0
+
+
 @dataclass(frozen=True)
 class _Found:
     """A derived table that can be swept.
@@ -235,7 +263,7 @@ def _swept(
     for left in reversed(range(_TRIES)):
         try:
             rows = lake.forget_derived(session, found.location, found.key, keys, mark, derived.blanks)
-            lake.vacuum_derived(found.location, found.retention)
+            _vacuum(lake, found.location, found.retention)
             return rows
         except (PySparkException, Py4JError) as error:
             overtaken = OVERTAKEN.search(str(error)[:2000])

@@ -43,7 +43,7 @@ _LARGEST = 2**30
 _TIME = pa.timestamp("us", tz="UTC")
 VAULT = pa.schema([("token", pa.string()), ("subject", pa.string()), ("value", pa.string()), ("created", _TIME)])
 _TOMBSTONE = pa.schema([("subject_hmac", pa.string()), ("erased_at", _TIME)])
-_EVIDENCE = pa.schema(
+EVIDENCE = pa.schema(
     [
         ("erasure_id", pa.string()),
         ("at", _TIME),
@@ -223,10 +223,10 @@ class _Erasure:
     def log(self, event: str, told: Mapping[str, str]) -> None:
         """Append what has been done so far to the schema's log."""
         evidence = self.evidence
-        row = {name: getattr(evidence, name) for name in _EVIDENCE.names if hasattr(evidence, name)}
+        row = {name: getattr(evidence, name) for name in EVIDENCE.names if hasattr(evidence, name)}
         row |= {"at": self._bench.clock(), "event": event, "table_name": evidence.table, **told}
         row |= {"subject_hmacs": list(evidence.subject_hmacs), "subjects": len(evidence.subject_hmacs)}
-        self._lake.append_rows(self._table.schema, ERASURE_LOG, _EVIDENCE, [row])
+        self._lake.append_rows(self._table.schema, ERASURE_LOG, EVIDENCE, [row])
 
     def _bury(self) -> None:
         known = {row["subject_hmac"] for row in self._lake.rows(self._table.schema, TOMBSTONES, ["subject_hmac"])}

@@ -20,6 +20,7 @@ from bronze_assets.privacy.access_log import Outcome
 from bronze_assets.privacy.controls import Control, Controls, checked, interval_days, listed
 from bronze_assets.privacy.detector import Suspect, Unclassified, suspects, unclassified
 from bronze_assets.privacy.evidence import Difference, last_checks
+from bronze_assets.privacy.removal import due
 from bronze_assets.settings import Settings
 from bronze_assets.table import RESCUED, BronzeTable
 
@@ -27,6 +28,8 @@ QUARANTINE_DAYS: Final = 30
 """Days that a row with personal data may wait in quarantine: as long as removed files are kept for time travel."""
 ERASURE_HOURS: Final = 24
 """Hours after which an erasure that has begun and not ended counts as killed, and not as at work."""
+REMOVAL_DAYS: Final = 2
+"""Days that the files of an erasure may stay after its date: a daily schedule may miss one."""
 GRANT_DAYS: Final = 7
 """Days after which a comparison of the grants says nothing of those of now."""
 
@@ -94,6 +97,7 @@ class RecordControls(Controls):
             checked("append_only", "Logs of loads, access, erasures and grants are append-only", self._append_only),
             checked("purposes", "Who read personal data gave a purpose", self._access),
             checked("retention", "Tables with personal data keep removed files 30 days at most", self._retention),
+            checked("erased_files", "What erasures took out of tables leaves the disk in time", self._removed),
             checked("quarantine_age", f"No personal row waits in quarantine over {QUARANTINE_DAYS} days", self._age),
         ]
 
@@ -182,6 +186,20 @@ class RecordControls(Controls):
                 " on it, then VACUUM.",
             )
         return f"{there} tables and quarantines let removed files go after 30 days or less.", ""
+
+    def _removed(self) -> tuple[str, str]:
+        late = [
+            row["erasure_id"]
+            for table in self.personal
+            for row in due(self.lake, table, self.now - dt.timedelta(days=REMOVAL_DAYS))
+        ]
+        if late:
+            return (
+                f"Files of {len(late)} erasures are still there, more than {REMOVAL_DAYS} days after their date:"
+                f" {listed(late)}.",
+                "run `python -m bronze_assets erase --due` or the job `remove_erased`; its schedule does so daily.",
+            )
+        return "No erasure's date has passed unheeded.", ""
 
     def _settled(self) -> None:
         """Look at the erasure logs: an erasure is settled once each of its subjects has one that is done."""

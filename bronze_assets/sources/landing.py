@@ -99,6 +99,7 @@ class LandingZone:
         self._archive = archive
         self._ring = ring
         self._lock = threading.Lock()
+        self._passed_by: set[str] = set()
         try:
             place = UPath(landing)
             self._fs: fsspec.AbstractFileSystem = place.fs
@@ -172,7 +173,7 @@ class LandingZone:
                             state = entry.stat()
                             moment = dt.datetime.fromtimestamp(state.st_mtime, dt.UTC)
                             yield f"{folder}/{entry.name}", state.st_size, moment
-                        elif deeper and _is_day(entry.name):
+                        elif deeper and self._is_looked_into(folder, entry.name):
                             yield from self._entries(f"{folder}/{entry.name}", archived, deeper=False)
             return
         # Kept listings would hide what has arrived since.
@@ -184,8 +185,17 @@ class LandingZone:
                     continue
                 if item["type"] == "file" and not item["name"].endswith("/"):
                     yield f"{folder}/{name}", int(item["size"]), _modified(item)
-                elif deeper and item["type"] == "directory" and _is_day(name):
+                elif deeper and item["type"] == "directory" and self._is_looked_into(folder, name):
                     yield from self._entries(f"{folder}/{name}", archived, deeper=False)
+
+    def _is_looked_into(self, folder: str, name: str) -> bool:
+        if _is_day(name):
+            return True
+        place = f"{folder}/{name}"
+        if place not in self._passed_by:
+            self._passed_by.add(place)
+            logger.warning("%s/ is not looked into: only folders named after a day are, such as 2026-06-01", place)
+        return False
 
     def find(self, path: str, archived_as: str | None, *, archived_first: bool = False) -> LandedFile | None:
         """A file by its name, in the landing zone or where it was archived to; None if it is gone.

@@ -15,6 +15,8 @@ from bronze_assets.errors import SettingsError, SourceRefused, SourceUnreachable
 
 CONNECT_TIMEOUT_SECONDS = 10
 _PASSED_ON = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+# libpq's; the JDBC driver knows the same.
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _RETRYABLE_FATAL = (
     "starting up",
     "shutting down",
@@ -67,6 +69,8 @@ class Address:
             raise SettingsError(
                 f"BRONZE_SOURCE_URL has unknown parameters: {', '.join(unknown)}.", f"use {', '.join(_PASSED_ON)}."
             )
+        if options.get("sslmode", "prefer") not in _SSL_MODES:
+            raise SettingsError("BRONZE_SOURCE_URL has an unknown sslmode.", f"use one of {', '.join(_SSL_MODES)}.")
         password = unquote(parts.password) if parts.password is not None else None
         return cls(parts.hostname, port, database, unquote(parts.username), options, password)
 
