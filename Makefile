@@ -1,6 +1,8 @@
 # Works with GNU make 3.81 and on paths with spaces: every path here is relative to this folder.
 PYTHON ?= python3
 PY := .venv/bin/python
+# Of the tests: each has a Spark session and a PostgreSQL server of its own (docs/adr/0020).
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo load ui test lint bench clean
@@ -21,7 +23,7 @@ ui: install ## Open Dagster's UI on the same state, until Ctrl-C
 	@$(PY) -m bronze_assets.demo ui
 
 test: install ## Run the tests; ALL=1 runs the slow ones too, NIGHTLY=1 leaves nothing out
-	@$(PY) -m pytest $(if $(NIGHTLY),,-m "not nightly$(if $(ALL),, and not slow)")
+	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile $(if $(NIGHTLY),,-m "not nightly$(if $(ALL),, and not slow)")
 
 lint: install ## Check style, format and types
 	@$(PY) -m ruff check .

@@ -283,7 +283,8 @@ def test_rows_are_said_to_differ_only_if_they_do(rows: list[tuple[int, int, str,
     content = "\n".join(json.dumps({"reading_id": key, "moment": text}) for key, text in lines)
     file = Inspected(LandedFile("f.json", len(content), dt.datetime(2026, 6, 1, tzinfo=dt.UTC), "f.json"), "")
     seen = packing._Seen(usual)
-    found, others = packing._apart([(file, content.encode())], usual, [], seen)
+    found, others = packing._apart([(file, content.encode())], usual, [])
+    seen.add(found)
     assert (found.num_rows, others.num_rows) == (len(lines), 0)
     plain = {(key, moment(text)) for key, text in lines}
     if seen.unique:

@@ -16,7 +16,7 @@ from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.control_tables import sql_literal
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.data_keys import DataKeys
-from bronze_assets.privacy.keys import KeyRing
+from bronze_assets.privacy.keys import VERSION_BYTES, KeyRing
 from bronze_assets.quality import LINE, Sealed, key_text, raw_column
 from bronze_assets.table import RESCUED, BronzeTable, Column, Pii
 
@@ -151,8 +151,7 @@ class Protection(Sealed):
         secrets = self._secrets.select(_WRAP_KEYS, _TABLE_KEY)
         frame = rows.withColumn("__row", key).withColumn(_SUBJECT, F.concat(F.lit(f"{self._table.name}/"), "__row"))
         frame = frame.crossJoin(F.broadcast(secrets)).join(keys, F.col(_SUBJECT) == F.col("__owner"), "left")
-        version = F.conv(F.hex(F.substring(_WRAPPED, 1, 2)), 16, 10).cast("int")
-        frame = frame.withColumn("__wrap_key", F.col(_WRAP_KEYS)[version])
+        frame = frame.withColumn("__wrap_key", F.col(_WRAP_KEYS)[F.substring(_WRAPPED, 1, VERSION_BYTES)])
         # What is of the table's key was sealed without a subject, and so without a row.
         rows_then = {
             column: F.when(_of_table(F.col(column)), "").otherwise(F.col("__row")) for column in names.values()
@@ -161,10 +160,13 @@ class Protection(Sealed):
         return frame.withColumns(opened).select(*rows.columns)
 
     def _one_row(self, ring: KeyRing) -> DataFrame:
-        wrap_keys = {version: bytearray(ring.derive("wrap", version)) for version in ring.versions}
+        # By version, as it stands before a wrapped key.
+        wrap_keys = {
+            version.to_bytes(VERSION_BYTES, "big"): bytearray(ring.derive("wrap", version)) for version in ring.versions
+        }
         table_key = self._data_keys.key(self._table.name)
         row: list[object] = [wrap_keys, None if table_key is None else bytearray(table_key)]
-        fields = [f"{_WRAP_KEYS} map<int, binary>", f"{_TABLE_KEY} binary"]
+        fields = [f"{_WRAP_KEYS} map<binary, binary>", f"{_TABLE_KEY} binary"]
         for purpose in _PURPOSES:
             key = self._data_keys.hmac_key(purpose).ljust(_BLOCK_BYTES, b"\0")
             row += [bytearray(byte ^ pad for byte in key) for pad in (0x36, 0x5C)]
@@ -176,12 +178,14 @@ class Protection(Sealed):
         for column in self._table.key:
             known = known & F.col(column.name).isNotNull()
         subject = F.concat(F.lit(f"{self._table.name}/"), key_text(self._table))
-        frame = frame.withColumn(_SUBJECT, F.when(known, subject)).crossJoin(F.broadcast(self._secrets))
-        full = F.concat(F.lit(f"{self._table.schema}/"), F.col(_SUBJECT))
-        frame = frame.withColumn("__subject_hmac", self._hmac("tombstone", full))
+        frame = frame.withColumn(_SUBJECT, F.when(known, subject))
         if not self._lake.exists(self._table.schema, TOMBSTONES):
-            return frame.withColumn(ERASED, F.lit(False)).drop("__subject_hmac")
+            return frame.withColumn(ERASED, F.lit(False))
         gone = self._read(TOMBSTONES).select(F.col("subject_hmac").alias("__gone")).distinct()
+        secrets = [f"__{part}_tombstone" for part in ("inner", "outer")]
+        full = F.concat(F.lit(f"{self._table.schema}/"), F.col(_SUBJECT))
+        frame = frame.crossJoin(F.broadcast(self._secrets.select(*secrets)))
+        frame = frame.withColumn("__subject_hmac", self._hmac("tombstone", full)).drop(*secrets)
         frame = frame.join(F.broadcast(gone), F.col("__subject_hmac") == F.col("__gone"), "left")
         return frame.withColumn(ERASED, F.col("__gone").isNotNull()).drop("__subject_hmac", "__gone")
 
@@ -202,8 +206,11 @@ class Protection(Sealed):
         mine = self._read(SUBJECT_KEYS).where(F.col("subject").startswith(f"{self._table.name}/"))
         keys = mine.select(F.col("subject").alias("__owner"), F.col("wrapped").alias(_WRAPPED))
         frame = frame.join(keys, F.col(_SUBJECT) == F.col("__owner"), "left").drop("__owner")
-        version = F.conv(F.hex(F.substring(_WRAPPED, 1, 2)), 16, 10).cast("int")
-        return frame.withColumn("__wrap_key", F.col(_WRAP_KEYS)[version]).drop(_WRAP_KEYS)
+        # After the join: its shuffle would carry hundreds of bytes more with each row.
+        frame = frame.crossJoin(F.broadcast(self._secrets))
+        return frame.withColumn("__wrap_key", F.col(_WRAP_KEYS)[F.substring(_WRAPPED, 1, VERSION_BYTES)]).drop(
+            _WRAP_KEYS
+        )
 
     def _with_hashes(self, frame: DataFrame, extra: Sequence[str]) -> DataFrame:
         names = (*self._high, *self._medium, *extra)

@@ -348,6 +348,9 @@ class LandingZone:
         """The file at this place of the archive, plain and encrypted, and whether each is there."""
         places = (location, location + ENCRYPTED)
         both = [LandedFile(file.path, 0, file.modified, place, archived=True) for place in places]
+        if self.is_local:
+            # Not fsspec, which takes a name apart before it looks.
+            return {one: Path(self._full(one)).exists() for one in both}
         return {one: bool(self._fs.exists(self._full(one))) for one in both}
 
     def _holds(self, file: LandedFile, content_hash: str, ring: KeyRing | None) -> bool:
@@ -443,7 +446,9 @@ class LandingZone:
 
     def _move(self, source: str, target: str) -> None:
         if self.is_local:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(target).parent
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
             try:
                 if not Path(source).is_symlink():
                     Path(source).replace(target)
@@ -454,8 +459,8 @@ class LandingZone:
                 if error.errno != errno.EXDEV:
                     raise
             # Across file systems, and of a link, a copy: its name is given when it is complete.
-            with tempfile.TemporaryDirectory(dir=Path(target).parent, prefix=".") as folder:
-                part = Path(folder) / "part"
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as hidden:
+                part = Path(hidden) / "part"
                 try:
                     shutil.copy2(source, part)
                 except FileNotFoundError:

@@ -11,10 +11,12 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +28,8 @@ from bronze_assets.sources.inspection import Inspected
 from bronze_assets.sources.landing import LandingZone, staged
 from bronze_assets.table import DATE_FORMAT, TIMESTAMP_FORMAT, Feed
 
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
 FILE = "__file"
 ARRIVED = "__arrived"
 SMALL = 4 * 2**20
@@ -34,6 +38,7 @@ _FROM = [(FILE, pa.string()), (ARRIVED, pa.timestamp("us", tz="UTC"))]
 _LINES = pa.schema([("value", pa.binary()), *_FROM])
 _REMEMBERED = 1_000_000
 """Rows of a batch up to which it is told whether two have the same key and position."""
+_AT_ONCE = 2
 _SAMPLES = 16
 _FORMS = 8
 
@@ -197,8 +202,9 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
     forms: list[Form] = []
     seen = _Seen(usual)
     try:
-        for held in _together(zone, files):
-            for number, part in enumerate(_apart(held, usual, forms, seen)):
+        for parts in _in_turn(_together(zone, files), lambda held: _apart(held, usual, forms)):
+            seen.add(parts[0])
+            for number, part in enumerate(parts):
                 if not part.num_rows:
                     continue
                 writer = written[number]
@@ -219,6 +225,18 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
     return Packed(there[0], there[1], there[1] is None and seen.unique)
 
 
+def _in_turn(groups: Iterable[T1], work: Callable[[T1], T2]) -> Iterator[T2]:
+    """What `work` makes of each group, in their order, while the next groups are being read and worked on."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting: deque[Future[T2]] = deque()
+        for group in groups:
+            waiting.append(pool.submit(work, group))
+            if len(waiting) > _AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 class _Seen:
     """Whether rows of usual lines have been seen twice, by the texts of what tells them apart."""
 
@@ -234,7 +252,7 @@ class _Seen:
 
     def add(self, rows: pa.Table) -> None:
         """Look at further rows: all those of their files."""
-        if not self.unique:
+        if not self.unique or not rows.num_rows:
             return
         columns = self._usual.columns
         texts = {name: rows[columns[name]] for name in self._usual.identity if name in columns}
@@ -300,10 +318,8 @@ def _content(zone: LandingZone, file: Inspected) -> bytes:
     return content
 
 
-def _apart(
-    files: Sequence[tuple[Inspected, bytes]], usual: UsualLines, forms: list[Form], seen: _Seen
-) -> tuple[pa.Table, pa.Table]:
-    """The usual lines, as texts by column, and the others; `forms` gains what is found on the way."""
+def _apart(files: Sequence[tuple[Inspected, bytes]], usual: UsualLines, forms: list[Form]) -> tuple[pa.Table, pa.Table]:
+    """The usual lines, as texts by column, and the others; `forms` gains what is found on the way, maybe twice."""
     lines = [content.split(b"\n") for _, content in files]
     owner = pa.array([number for number, mine in enumerate(lines) for _ in mine], pa.int32())
     values = pa.array([line for mine in lines for line in mine], pa.binary())
@@ -325,17 +341,14 @@ def _apart(
             parts.append(_as_columns(found.filter(matched), form, usual, rest.filter(matched)))
             rest = rest.filter(pc.invert(matched))
 
-    for form in forms:
+    for form in tuple(forms):
         take(form)
     for line in rest["text"].to_pylist()[:: max(1, rest.num_rows // _SAMPLES)]:
         new = usual.form(line) if len(forms) < _FORMS else None
         if new is not None and new not in forms:
             forms.append(new)
             take(new)
-    rows = pa.concat_tables(parts) if parts else None
-    if rows is None:
-        return _LINES.empty_table(), rest.select(_LINES.names)
-    seen.add(rows)
+    rows = pa.concat_tables(parts) if parts else _LINES.empty_table()
     return rows, rest.select(_LINES.names)
 
 
