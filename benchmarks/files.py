@@ -4,6 +4,8 @@ All read the same files in the same session, in turn, several times, each into a
 ratios are printed. The stream takes as many files a trigger as a batch of ours takes by default: once as Spark comes,
 once with the settings that our sessions have for small tables. Ours checks, hashes, records and archives, in batches of
 the default size and as one batch (`Feed(max_files=…)`); the stream does none of that.
+
+Then what a sensor's tick costs over a folder of files that have all been loaded; it may read none of them.
 """
 
 from __future__ import annotations
@@ -20,13 +22,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
+import dagster as dg
 from pyspark.sql import types as T
 
 from bronze_assets.catalog import manufacturing
+from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.load import load
+from bronze_assets.orchestration.jobs import file_jobs
+from bronze_assets.orchestration.sensors import tick
 from bronze_assets.settings import Settings
-from bronze_assets.table import BronzeTable
+from bronze_assets.sources.landing import LandingZone
+from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
+from bronze_assets.table import BronzeTable, Loaded
 from bronze_assets.workbench import Run, Workbench, current_partition
 
 if TYPE_CHECKING:
@@ -82,6 +91,8 @@ def main() -> None:
         for name, seconds in medians.items():
             ratios = f"{as_it_comes / seconds:>15.2f}{tuned / seconds:>15.2f}"
             print(f"{name:<38}{seconds:>9.2f}{rows / seconds:>11,.0f}{ratios}")
+        ticks = _ticks(dataclasses.replace(settings, home=settings.home / "listed"), arguments.runs)
+        print(f"a tick over {LISTED:,} loaded files: {statistics.median(ticks):.2f} s, none of them read")
     finally:
         shutil.rmtree(settings.home, ignore_errors=True)
 
@@ -123,15 +134,41 @@ def make_json_files(folder: Path, files: int, rows: int) -> Path:
     return folder
 
 
-def make_listing(landing: Path, table: BronzeTable = SENSOR_DATA, files: int = LISTED) -> None:
-    """Fill a feed's folder with tiny files, one row each, with a modified time an hour ago: for the cost of listing."""
-    assert table.feed is not None
-    folder = landing / table.feed.path
+def _ticks(settings: Settings, runs: int) -> list[float]:
+    """Seconds of each look of the sensor at that many files which have all been loaded."""
+    settings = dataclasses.replace(
+        settings,
+        lake=settings.home / "lake",
+        landing=str(settings.home / "landing"),
+        archive=str(settings.home / "archive"),
+    )
+    table = dataclasses.replace(SENSOR_DATA, files=dataclasses.replace(FEED, loaded=Loaded.LEAVE))
+    zone = LandingZone(settings.landing, settings.archive)
+    now = dt.datetime.now(dt.UTC)
+    _make_listing(Path(settings.landing) / FEED.path, now)
+    states = [
+        FileState(file.path, FileEvent.LOADED, file.size, file.modified, f"{now:%F}", content_hash="0" * 64, rows=1)
+        for file in zone.files(FEED)
+    ]
+    Ledger(Lakehouse(settings.lake), table, lambda: now, "bench").record(states, FileEvent.LOADED)
+    (job,) = file_jobs([table], settings)
+    took = []
+    unread = mock.patch.object(LandingZone, "open", side_effect=AssertionError("a tick reads no file"))
+    with dg.DagsterInstance.ephemeral() as instance, unread:
+        for _ in range(runs + 1):
+            began = time.perf_counter()
+            result = tick(job, settings, instance, None, dt.datetime.now(dt.UTC))
+            took.append(time.perf_counter() - began)
+            assert not result.run_requests, "all of them have been loaded"
+    return took[1:]
+
+
+def _make_listing(folder: Path, now: dt.datetime) -> None:
+    """Fill a folder with tiny files, one row each, with a modified time an hour ago."""
     folder.mkdir(parents=True)
-    now = dt.datetime.now(dt.UTC).replace(microsecond=0) - _AGE
-    row = '{"sensor_id": "S-%06d", "timestamp": "' + f"{now:%Y-%m-%d %H:%M:%S}" + '", "temperature": 20.5}\n'
-    for file in range(files):
-        _write_old(folder / f"listed-{file:06}.json", row % file, now)
+    row = '{"sensor_id": "S-%06d", "timestamp": "' + f"{now - _AGE:%Y-%m-%d %H:%M:%S}" + '", "temperature": 20.5}\n'
+    for file in range(LISTED):
+        _write_old(folder / f"listed-{file:06}.json", row % file, now - _AGE)
 
 
 def _write_old(path: Path, text: str, modified: dt.datetime) -> None:

@@ -23,7 +23,9 @@ from deltalake import DeltaTable, QueryBuilder
 
 from bronze_assets.catalog import inventory
 from bronze_assets.demo.changes import make_changes
+from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import Settings
+from bronze_assets.sources.landing import LandingZone
 
 SCHEMA = inventory.SCHEMA
 
@@ -76,20 +78,22 @@ def _ages(settings: Settings, began: dt.datetime, ended: dt.datetime) -> list[fl
     """Seconds from commit to commit of every change that was made between the two moments."""
     ledger = _rows(settings.lake / SCHEMA / "bz_file_ledger", "select path, batch_id from t where event = 'loaded'")
     batch_of = {row["path"]: row["batch_id"] for row in ledger}
+    # Files of tables with personal data are archived encrypted.
+    zone = LandingZone(settings.landing, settings.archive, lambda: existing_ring(settings))
     ages = []
-    committed: dict[str, dict[str, float]] = {}
-    for file in _files(Path(settings.archive)):
-        table = file.parts[-3]
-        if table not in committed:
-            history = DeltaTable(str(settings.lake / SCHEMA / table)).history()
-            committed[table] = {
-                (commit.get("userMetadata") or "").split(" ")[0]: commit["timestamp"] / 1000 for commit in history
-            }
-        batch = batch_of[file.relative_to(settings.archive).as_posix()]
-        for line in file.read_text(encoding="utf-8").splitlines():
-            moment = json.loads(line)["__source_ts_ms"] / 1000
-            if began.timestamp() <= moment <= ended.timestamp():
-                ages.append(committed[table][batch] - moment)
+    for table in inventory.TABLES:
+        if table.feed is None:
+            continue
+        history = DeltaTable(str(settings.lake / SCHEMA / table.name)).history()
+        committed = {(commit.get("userMetadata") or "").split(" ")[0]: commit["timestamp"] / 1000 for commit in history}
+        for day in zone.archived_days(table.feed):
+            for file in zone.archived(table.feed, day):
+                with zone.open(file) as stream:
+                    lines = stream.read().decode().splitlines()
+                for line in lines:
+                    moment = json.loads(line)["__source_ts_ms"] / 1000
+                    if began.timestamp() <= moment <= ended.timestamp():
+                        ages.append(committed[batch_of[file.path]] - moment)
     return ages
 
 

@@ -348,9 +348,6 @@ class LandingZone:
         """The file at this place of the archive, plain and encrypted, and whether each is there."""
         places = (location, location + ENCRYPTED)
         both = [LandedFile(file.path, 0, file.modified, place, archived=True) for place in places]
-        if self.is_local:
-            # Not fsspec, which takes a name apart before it looks.
-            return {one: Path(self._full(one)).exists() for one in both}
         return {one: bool(self._fs.exists(self._full(one))) for one in both}
 
     def _holds(self, file: LandedFile, content_hash: str, ring: KeyRing | None) -> bool:
