@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return report_compliance(settings, options.output)
         if options.command == "erase":
             if options.due:
+                if options.customer or options.subject or options.subjects_from or options.reason:
+                    erase_parser.error("--due forgets nobody: leave out who is to be forgotten, or --due")
                 return remove_due(settings, by=options.by)
             subjects = [*(f"bz_customers:{key}" for key in options.customer), *options.subject]
             return erase(settings, subjects, options.subjects_from, reason=options.reason, by=options.by)

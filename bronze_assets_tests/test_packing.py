@@ -257,38 +257,84 @@ def test_copies_of_changes_are_noticed_in_all_files(
     assert unique(settings, tmp_path, readings(captured=True), *every) is expected
 
 
+class Sightings(pa.DataFrameModel):
+    reading_id: T.IntegerType = column(key=True, description="Identifies a thing.")
+    moment: T.TimestampType = column(key=True, description="When it was seen.")
+
+
+SIGHTINGS = BronzeTable(
+    "lab_bronze", "lab.Sightings", Sightings, Cadence.STREAMING, "-", files=Feed("s", event_time="moment")
+)
+
+
 def moment(text: str) -> dt.datetime:
     """The moment as a plain reading has it; UTC where no zone is named."""
     found = dt.datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
-@hypothesis.given(
-    st.lists(
-        st.tuples(
-            st.integers(1, 4),
-            st.integers(0, 2),
-            st.sampled_from([" ", "T"]),
-            st.sampled_from(["", "", "", "Z", "+00:00", ".0", ".000000"]),
-        ),
-        min_size=1,
-        max_size=6,
-    )
+TEXTS = st.builds(
+    lambda day, between, second, end: f"{day}{between}10:00:0{second}{end}",
+    st.sampled_from(["2026-06-01", "1960-01-01", "0001-01-01"]),
+    st.sampled_from([" ", "T"]),
+    st.integers(0, 2),
+    st.sampled_from(["", "", "", "Z", "+00:00", ".0", ".000000"]),
 )
-def test_rows_are_said_to_differ_only_if_they_do(rows: list[tuple[int, int, str, str]]) -> None:
-    table = readings(event_time="moment")
-    usual = usual_lines(table)
-    lines = [(key, f"2026-06-01{between}10:00:0{second}{end}") for key, second, between, end in rows]
-    content = "\n".join(json.dumps({"reading_id": key, "moment": text}) for key, text in lines)
-    file = Inspected(LandedFile("f.json", len(content), dt.datetime(2026, 6, 1, tzinfo=dt.UTC), "f.json"), "")
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 3), TEXTS), min_size=1, max_size=6))
+def test_rows_are_said_to_differ_only_if_they_do(rows: list[tuple[int, int, str]]) -> None:
+    assert SIGHTINGS.feed is not None
+    usual = UsualLines.of({c.name: c.type for c in SIGHTINGS.columns}, SIGHTINGS.feed, ["reading_id", "moment"])
+    modified = dt.datetime(2026, 6, 1, 10, tzinfo=dt.UTC)
+    files = []
+    for number in range(2):
+        lines = (json.dumps({"reading_id": key, "moment": text}) for file, key, text in rows if file == number)
+        content = "\n".join(lines).encode()
+        files.append((Inspected(LandedFile(f"{number}", len(content), modified, f"{number}"), ""), content))
     seen = packing._Seen(usual)
-    found, others = packing._apart([(file, content.encode())], usual, [])
-    seen.add(found)
-    assert (found.num_rows, others.num_rows) == (len(lines), 0)
-    plain = {(key, moment(text)) for key, text in lines}
-    if seen.unique:
-        assert len(plain) == len(lines)
-    # And it is said where it matters: rows of the usual form that differ.
-    if len(plain) == len(lines) and all(not end for *_, end in rows):
-        assert seen.unique
+    found, others = packing._apart(files, usual, [])
+    seen.add(found, others)
+    assert (found.num_rows, others.num_rows) == (len(rows), 0)
+    # As `files` makes positions, where all before 1970 are one moment.
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    plain = {(key, moment(text), max(moment(text), epoch), modified, file) for file, key, text in rows}
+    if seen.unique():
+        assert len(plain) == len(rows)
+    # And it is said where it matters: of plain texts.
+    if len(plain) == len(rows) and all(len(text) == 19 for *_, text in rows):
+        assert seen.unique()
+
+
+@pytest.mark.parametrize(
+    ("feed", "rows"),
+    [
+        # Without one, a row's moment is that of its file.
+        ({"event_time": "moment"}, [{"moment": None}, {"moment": "2026-06-01 10:00:00"}]),
+        ({"event_time": "moment"}, [{"moment": "1960-01-01 10:00:00"}, {"moment": "1965-01-01 10:00:00"}]),
+        ({"event_time": "day"}, [{"day": "1960-01-01"}, {"day": "1965-01-01"}]),
+        ({"event_time": "text"}, [{"text": "2026-06-01"}, {"text": "2026-06-01 00:00:00"}]),
+        # A position has ten digits for the number of a change.
+        ({"captured": True}, [{"__seq": 12_345_678_901}, {"__seq": 12_345_678_902}]),
+        ({"captured": True, "event_time": "moment"}, [{"moment": "2026-06-01 10:00:00"}, {"moment": None}]),
+    ],
+)
+def test_rows_of_one_position_are_never_said_to_differ(
+    settings: Settings, tmp_path: Path, feed: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    change = {"__op": "u", "__commit_lsn": 77} if "captured" in feed else {}
+    assert not unique(settings, tmp_path, readings(**feed), [{"reading_id": 7} | change | row for row in rows])
+
+
+def test_files_of_which_each_has_the_usual_form_are_packed_as_such_whatever_is_at_work(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many small groups, so that several threads meet the form at once.
+    monkeypatch.setattr(packing, "SMALL", 4096)
+    files = [[{"reading_id": n, "small": file} for n in range(200)] for file in range(30)]
+    table = readings()
+    usual = usual_lines(table)
+    found = packed(settings, tmp_path, table, usual, *("\n".join(map(json.dumps, rows)) for rows in files))
+    assert (found.others, found.unique) == (None, True)
+    assert len(texts(found.usual, usual)) == 6000

@@ -216,32 +216,13 @@ def sweep(lake: Lakehouse, session: SparkSession, table: BronzeTable, keys: Sequ
     return done
 
 
-def vacuum(lake: Lakehouse, table: BronzeTable) -> int:
-    """Vacuum the registered tables of a bronze table, so far as that is possible; returns how many files that removed.
+def locations(lake: Lakehouse, table: BronzeTable) -> list[str]:
+    """Where the registered tables of a bronze table lie.
 
     Raises:
         LakeError: the registry cannot be read.
     """
-    removed = 0
-    for one in registered(lake, table):
-        location = _location(lake, one.place)
-        try:
-            described = lake.described(location)
-        except LakeError as error:
-            logger.warning("%s", error)
-            continue
-        if described is not None:
-            removed += _vacuum(lake, location, described.retention)
-    return removed
-
-
-def _vacuum(lake: Lakehouse, location: str, retention: dt.timedelta) -> int:
-    try:
-        return lake.vacuum(location, retention)
-    except LakeError as error:
-        # Their owner vacuums too, and the next one that is due tries again.
-        logger.warning("%s", error)
-        return 0
+    return list(dict.fromkeys(_location(lake, one.place) for one in registered(lake, table)))
 
 
 @dataclass(frozen=True)
@@ -263,7 +244,7 @@ def _swept(
     for left in reversed(range(_TRIES)):
         try:
             rows = lake.forget_derived(session, found.location, found.key, keys, mark, derived.blanks)
-            _vacuum(lake, found.location, found.retention)
+            _vacuum(lake, found)
             return rows
         except (PySparkException, Py4JError) as error:
             overtaken = OVERTAKEN.search(str(error)[:2000])
@@ -275,6 +256,14 @@ def _swept(
         f"the derived table {derived.place} cannot be changed ({why}).",
         "see whether its files are there, may be written and read, and nobody else writes it meanwhile.",
     )
+
+
+def _vacuum(lake: Lakehouse, found: _Found) -> None:
+    try:
+        lake.vacuum(found.location, found.retention)
+    except LakeError as error:
+        # `removal` does so again when the erasure comes of age, and their owner vacuums too.
+        logger.warning("%s", error)
 
 
 def _looked_at(lake: Lakehouse, table: BronzeTable, derived: Derived) -> _Found:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bronze_assets.access import ERASURE_LOG
 from bronze_assets.control_tables import sql_literal
+from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import derived
 from bronze_assets.privacy.erasure import EVIDENCE, UNTIL
@@ -53,7 +54,8 @@ def remove_due(
 ) -> list[Removed]:
     """Vacuum each table of which an erasure's `until` has passed, and say so in the evidence; may be done again.
 
-    Files that a version of the last 30 days needs stay. Needs neither Spark nor a key, and waits for no load.
+    Files that a version of the last 30 days needs stay, and so do those of a table that has been told since to keep
+    them for longer. Needs neither Spark nor a key, and waits for no load.
 
     Args:
         tables: those with personal data are looked at.
@@ -61,24 +63,53 @@ def remove_due(
         who: started it, for the evidence.
 
     Raises:
-        LakeError: a table cannot be vacuumed; the others before it are done.
+        LakeError: a table, or one derived from it, cannot be vacuumed; it stays due, and the others are done.
     """
-    found = []
+    found: list[Removed] = []
+    obstacles: list[LakeError] = []
     for table in tables:
-        if not table.has_personal_data or not (erasures := due(lake, table, clock())):
+        if not table.has_personal_data:
             continue
-        files = sum(
-            lake.vacuum(str(lake.path(table.schema, name)), UNTIL)
-            for name in (table.name, table.quarantine_name)
-            if lake.exists(table.schema, name)
-        )
-        files += derived.vacuum(lake, table)
-        told = {"at": clock(), "event": VACUUMED, "who": who, "reason": "its time had come", "run_id": run_id}
-        rows = [erasure | told | {"files": files} for erasure in erasures]
-        lake.append_rows(table.schema, ERASURE_LOG, EVIDENCE, rows)
-        found.append(Removed(table.name, len(rows), files))
-        logger.info("%s", found[-1].words)
+        try:
+            removed = _removed(lake, table, clock(), {"who": who, "run_id": run_id})
+        except LakeError as error:
+            obstacles.append(error)
+            continue
+        if removed is not None:
+            found.append(removed)
+            logger.info("%s", removed.words)
+    if obstacles:
+        first, *others = obstacles
+        more = f" So cannot those of {len(others)} more tables." if others else ""
+        raise LakeError(f"{first.culprit}{more}", first.fix, table=first.table)
     return found
+
+
+def _removed(lake: Lakehouse, table: BronzeTable, now: dt.datetime, told: Mapping[str, str]) -> Removed | None:
+    erasures = due(lake, table, now)
+    if not erasures:
+        return None
+    names = [name for name in (table.name, table.quarantine_name) if lake.exists(table.schema, name)]
+    places = [str(lake.path(table.schema, name)) for name in names]
+    kept = {place: _retention(lake, place) for place in (*places, *derived.locations(lake, table))}
+    longest = max([UNTIL, *kept.values()])
+    erasures = [erasure for erasure in erasures if erasure["at"] + longest <= now]
+    if not erasures:
+        return None
+    files = sum(lake.vacuum(place, retention) for place, retention in kept.items())
+    event = {"at": now, "event": VACUUMED, "reason": "its time had come", "files": files, **told}
+    lake.append_rows(table.schema, ERASURE_LOG, EVIDENCE, [erasure | event for erasure in erasures])
+    return Removed(table.name, len(erasures), files)
+
+
+def _retention(lake: Lakehouse, place: str) -> dt.timedelta:
+    described = lake.described(place)
+    if described is None:
+        raise LakeError(
+            f"there is no table at {place} any more, of which removed files may still be there.",
+            "restore it, or remove what is left of it and withdraw it (`python -m bronze_assets derived withdraw`).",
+        )
+    return described.retention
 
 
 def due(lake: Lakehouse, table: BronzeTable, now: dt.datetime) -> list[dict[str, Any]]:

@@ -34,6 +34,9 @@ from bronze_assets.table import Feed
 
 logger = logging.getLogger(__name__)
 
+# By process: a sensor's ticks would tell of them again and again.
+_passed_by: set[str] = set()
+
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _SAFE = re.compile(r"[A-Za-z0-9._=/-]+")
@@ -99,7 +102,6 @@ class LandingZone:
         self._archive = archive
         self._ring = ring
         self._lock = threading.Lock()
-        self._passed_by: set[str] = set()
         try:
             place = UPath(landing)
             self._fs: fsspec.AbstractFileSystem = place.fs
@@ -173,7 +175,7 @@ class LandingZone:
                             state = entry.stat()
                             moment = dt.datetime.fromtimestamp(state.st_mtime, dt.UTC)
                             yield f"{folder}/{entry.name}", state.st_size, moment
-                        elif deeper and self._is_looked_into(folder, entry.name):
+                        elif deeper and entry.is_dir() and self._is_looked_into(folder, entry.name):
                             yield from self._entries(f"{folder}/{entry.name}", archived, deeper=False)
             return
         # Kept listings would hide what has arrived since.
@@ -191,9 +193,9 @@ class LandingZone:
     def _is_looked_into(self, folder: str, name: str) -> bool:
         if _is_day(name):
             return True
-        place = f"{folder}/{name}"
-        if place not in self._passed_by:
-            self._passed_by.add(place)
+        place = f"{self._landing}/{folder}/{name}"
+        if place not in _passed_by:
+            _passed_by.add(place)
             logger.warning("%s/ is not looked into: only folders named after a day are, such as 2026-06-01", place)
         return False
 

@@ -43,6 +43,7 @@ _SAMPLES = 16
 _FORMS = 8
 
 _SURE = (T.BooleanType, T.DecimalType, T.LongType)
+_SEQUENCE = "^(?:0|[1-9][0-9]{0,9})$"
 _PLAIN_MOMENT = len("2026-06-01 10:00:00")
 NATURAL = "0|[1-9][0-9]{0,17}"
 _TEXT = r'"[^"\\\x00-\x1f]*"'
@@ -102,7 +103,7 @@ class UsualLines:
         values: name → regular expression (RE2) of the JSON values that are usual for it.
         exact: columns of which a usual value is the column's, or its text, and needs a cast and no parser.
         sure: those of them of which it always is one: no day that a month does not have, and nothing too large.
-        identity: name → type of what tells two rows of a file apart; of captured changes, of all files.
+        key: name → type of the columns of the table's key.
         captured: whether the lines are captured changes.
         any_of: names of which a line has one at least; empty for none.
     """
@@ -110,7 +111,7 @@ class UsualLines:
     values: Mapping[str, str]
     exact: frozenset[str]
     sure: frozenset[str]
-    identity: Mapping[str, T.DataType]
+    key: Mapping[str, T.DataType]
     captured: bool = False
     any_of: tuple[str, ...] = ()
 
@@ -138,9 +139,9 @@ class UsualLines:
                 exact.add(name)
         # Names are compared in lower case; one that is declared otherwise has to be found first.
         values = {name: value for name, value in values.items() if name == name.lower()}
-        identity = {name: types[name] for name in (*key, feed.event_time) if name is not None}
         sure = {name for name in exact if isinstance(types[name], _SURE)}
-        return UsualLines(values, frozenset(exact), frozenset(sure), identity, feed.captured, tuple(any_of))
+        keys = {name: types[name] for name in key}
+        return UsualLines(values, frozenset(exact), frozenset(sure), keys, feed.captured, tuple(any_of))
 
     @property
     def columns(self) -> dict[str, str]:
@@ -203,7 +204,7 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
     seen = _Seen(usual)
     try:
         for parts in _in_turn(_together(zone, files), lambda held: _apart(held, usual, forms)):
-            seen.add(parts[0])
+            seen.add(*parts)
             for number, part in enumerate(parts):
                 if not part.num_rows:
                     continue
@@ -222,7 +223,7 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
         pq.write_table(_LINES.empty_table(), places[1])
         return Packed(None, str(places[1]), True)
     there = [None if writer is None else str(place) for writer, place in zip(written, places, strict=True)]
-    return Packed(there[0], there[1], there[1] is None and seen.unique)
+    return Packed(there[0], there[1], seen.unique())
 
 
 def _in_turn(groups: Iterable[T1], work: Callable[[T1], T2]) -> Iterator[T2]:
@@ -238,52 +239,57 @@ def _in_turn(groups: Iterable[T1], work: Callable[[T1], T2]) -> Iterator[T2]:
 
 
 class _Seen:
-    """Whether rows of usual lines have been seen twice, by the texts of what tells them apart."""
+    """Whether two rows have the same key and position, by the texts of usual lines.
+
+    The position of a row of a file names the file, so that rows of one key are told apart by their files; where one
+    file has two of them, they may be copies. The position of a change is its own.
+    """
 
     def __init__(self, usual: UsualLines) -> None:
         self._usual = usual
         self._kept: list[pa.Table] = []
         self._rows = 0
         # One value may have several texts else.
-        self.unique = all(
+        self._may_be_unique = usual.key.keys() <= usual.values.keys() and all(
             isinstance(kind, T.StringType) or (name in usual.exact and not isinstance(kind, T.DecimalType))
-            for name, kind in usual.identity.items()
+            for name, kind in usual.key.items()
         )
 
-    def add(self, rows: pa.Table) -> None:
-        """Look at further rows: all those of their files."""
-        if not self.unique or not rows.num_rows:
+    def add(self, rows: pa.Table, others: pa.Table) -> None:
+        """Look at further rows: all those of their files, and the lines of these that are not usual."""
+        # What such a line holds is not known here.
+        self._may_be_unique = self._may_be_unique and not others.num_rows
+        if not self._may_be_unique or not rows.num_rows:
             return
         columns = self._usual.columns
-        texts = {name: rows[columns[name]] for name in self._usual.identity if name in columns}
-        if len(texts) < len(self._usual.identity):
-            self.unique = False
-            return
-        for name, kind in self._usual.identity.items():
-            if isinstance(kind, T.TimestampType):
-                texts[name] = self._moments(texts[name])
-        if self._usual.captured:
-            position = pc.coalesce(*(rows[columns[name]] for name in self._usual.any_of))
-            sequence = pc.fill_null(rows[columns["__seq"]], "1")
-            self.unique = self.unique and _all(pc.match_substring_regex(sequence, f"^({NATURAL})$"))
-            texts |= {"__position": position, "__seq": sequence}
-        else:
+        texts = {name: self._told_apart(rows[columns[name]], kind) for name, kind in self._usual.key.items()}
+        if not self._usual.captured:
             texts[FILE] = rows[FILE].combine_chunks().dictionary_encode()
-        self._rows += rows.num_rows
-        if not self.unique or (self._rows > _REMEMBERED and self._usual.captured):
-            self.unique = False
+            self._may_be_unique = self._may_be_unique and _differ(pa.table(texts))
             return
-        mine = pa.table(texts)
-        # Rows of files without positions of their own are told apart by their file, which is here as a whole.
-        self._kept = [*self._kept, mine] if self._usual.captured else [mine]
-        every = pa.concat_tables(self._kept)
-        self.unique = every.group_by(every.column_names).aggregate([]).num_rows == every.num_rows
+        sequence = pc.fill_null(rows[columns["__seq"]], "1")
+        # More digits are cut off in a position.
+        self._may_be_unique = self._may_be_unique and _all(pc.match_substring_regex(sequence, _SEQUENCE))
+        texts |= {"__position": pc.coalesce(*(rows[columns[name]] for name in self._usual.any_of)), "__seq": sequence}
+        self._kept.append(pa.table(texts))
+        self._rows += rows.num_rows
+        self._may_be_unique = self._may_be_unique and self._rows <= _REMEMBERED
 
-    def _moments(self, texts: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The texts, each of which is a moment of its own; others may write one in two ways."""
+    def unique(self) -> bool:
+        """Whether no two of all these rows can be copies of each other."""
+        return self._may_be_unique and (not self._kept or _differ(pa.concat_tables(self._kept)))
+
+    def _told_apart(self, texts: pa.ChunkedArray, kind: T.DataType) -> pa.ChunkedArray:
+        """The texts, two of which are never one value: of moments, those without zone and fraction."""
+        if not isinstance(kind, T.TimestampType):
+            return texts
         plain = pc.equal(pc.binary_length(texts), _PLAIN_MOMENT)
-        self.unique = self.unique and _all(pc.fill_null(plain, True))
+        self._may_be_unique = self._may_be_unique and _all(pc.fill_null(plain, True))
         return pc.replace_substring(texts, "T", " ")
+
+
+def _differ(rows: pa.Table) -> bool:
+    return bool(rows.group_by(rows.column_names).aggregate([]).num_rows == rows.num_rows)
 
 
 def _all(truths: pa.ChunkedArray) -> bool:
@@ -319,7 +325,11 @@ def _content(zone: LandingZone, file: Inspected) -> bytes:
 
 
 def _apart(files: Sequence[tuple[Inspected, bytes]], usual: UsualLines, forms: list[Form]) -> tuple[pa.Table, pa.Table]:
-    """The usual lines, as texts by column, and the others; `forms` gains what is found on the way, maybe twice."""
+    """The usual lines, as texts by column, and the others.
+
+    Args:
+        forms: of files before these; gains what is found on the way, which may be there already.
+    """
     lines = [content.split(b"\n") for _, content in files]
     owner = pa.array([number for number, mine in enumerate(lines) for _ in mine], pa.int32())
     values = pa.array([line for mine in lines for line in mine], pa.binary())
@@ -332,20 +342,23 @@ def _apart(files: Sequence[tuple[Inspected, bytes]], usual: UsualLines, forms: l
     moments = pa.array([file.file.modified for file, _ in files], _FROM[1][1])
     rest = pa.table({"text": texts, "value": values, FILE: names.take(owner), ARRIVED: moments.take(owner)})
     parts: list[pa.Table] = []
+    tried: set[Form] = set()
 
     def take(form: Form) -> None:
         nonlocal rest
+        tried.add(form)
         found = pc.extract_regex(rest["text"], form.pattern).combine_chunks()
         matched = found.is_valid()
         if matched.true_count:
             parts.append(_as_columns(found.filter(matched), form, usual, rest.filter(matched)))
             rest = rest.filter(pc.invert(matched))
 
-    for form in tuple(forms):
+    for form in dict.fromkeys(forms):
         take(form)
     for line in rest["text"].to_pylist()[:: max(1, rest.num_rows // _SAMPLES)]:
-        new = usual.form(line) if len(forms) < _FORMS else None
-        if new is not None and new not in forms:
+        new = usual.form(line) if len(tried) < _FORMS else None
+        if new is not None and new not in tried:
+            # Others may be at work on other files, and find it too.
             forms.append(new)
             take(new)
     rows = pa.concat_tables(parts) if parts else _LINES.empty_table()
