@@ -7,6 +7,7 @@ its groups are the texts. Whether two of their rows can be copies of each other 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -143,7 +144,7 @@ class UsualLines:
         keys = {name: types[name] for name in key}
         return UsualLines(values, frozenset(exact), frozenset(sure), keys, feed.captured, tuple(any_of))
 
-    @property
+    @functools.cached_property
     def columns(self) -> dict[str, str]:
         """Name → the column of the pack that holds its texts."""
         return {name: f"__text_{number}" for number, name in enumerate(self.values)}
