@@ -93,7 +93,8 @@ class FakeWarehouse:
             return 400, {"error_code": "BAD_REQUEST", "message": "another workspace"}
         if headers.get("Authorization") != f"Bearer {TOKEN}":
             return 403, {"error_code": "PERMISSION_DENIED", "message": f"Invalid token {headers.get('Authorization')}"}
-        if (method, path) == ("POST", "/api/2.0/sql/statements"):
+        # Documented with the slash, which newer versions of the SDK leave out.
+        if (method, path.removesuffix("/")) == ("POST", "/api/2.0/sql/statements"):
             return self._execute(json.loads(body))
         known = re.fullmatch(r"/api/2\.0/sql/statements/([0-9a-f-]{36})(/cancel|/result/chunks/(\d+))?", path)
         if known and known[1] in self._statements:
