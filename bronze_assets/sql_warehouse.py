@@ -177,7 +177,6 @@ class SqlWarehouse:
         told = [
             condition[1] if condition else None,
             error.error_code.value if error and error.error_code else None,
-            f"SQLSTATE {status.sql_state}" if status and re.fullmatch("[0-9A-Z]{5}", status.sql_state or "") else None,
         ]
         said = ", ".join(text for text in told if text)
         return WarehouseError(

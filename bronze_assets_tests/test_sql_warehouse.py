@@ -90,7 +90,7 @@ def test_a_query_without_rows_has_none(warehouse: FakeWarehouse) -> None:
                 "error": {"error_code": "BAD_REQUEST", "message": f"[TABLE_OR_VIEW_NOT_FOUND] No table {SECRET}"},
                 "sql_state": "42P01",
             },
-            r"FAILED \(TABLE_OR_VIEW_NOT_FOUND, BAD_REQUEST, SQLSTATE 42P01\)",
+            r"FAILED \(TABLE_OR_VIEW_NOT_FOUND, BAD_REQUEST\)",
         ),
         ({"state": "FAILED", "error": {"message": SECRET}}, "ended as FAILED\\."),
         ({"state": "CANCELED"}, "ended as CANCELED\\."),
