@@ -303,7 +303,7 @@ def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: 
         name = table.quarantine_name if quarantine else table.name
         if not bench.lake.exists(table.schema, name):
             raise LakeError(
-                f"there is no table at {bench.lake.path(table.schema, name)}.",
+                f"there is no table at {bench.lake.location(table.schema, name)}.",
                 "load it first (`make demo` or `make load`), or check BRONZE_HOME and BRONZE_LAKE.",
                 table=name,
             )

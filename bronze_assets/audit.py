@@ -527,6 +527,6 @@ def _write(lake: Lakehouse, table: BronzeTable, **values: Any) -> None:
         "table_name": table.name,
         "processing_duration_seconds": round(duration.total_seconds()),
         "source_system": table.source_system,
-        "target_location": str(lake.path(table.schema, table.name)),
+        "target_location": lake.location(table.schema, table.name),
     }
     lake.append_rows(table.schema, AUDIT_LOG, _AUDIT, [row])

@@ -144,7 +144,7 @@ def _rows(lake: Lakehouse, table: BronzeTable, selection: Selection) -> list[dic
     nothing = lake.query(table.schema, name, "select * from t limit 0")
     if nothing is None:
         raise LakeError(
-            f"there is no table at {lake.path(table.schema, name)}.",
+            f"there is no table at {lake.location(table.schema, name)}.",
             "load it first, or check BRONZE_HOME and BRONZE_LAKE.",
             table=name,
         )

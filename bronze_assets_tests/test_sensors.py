@@ -121,7 +121,7 @@ class Feeds:
     def snapshot(self, *tables: BronzeTable, lsn: int) -> None:
         """A snapshot load of these tables that saw the source at that position."""
         for table in tables:
-            write_deltalake(str(self.lake.path(table.schema, table.name)), arrow.table({"x": [1]}), mode="append")
+            write_deltalake(self.lake.location(table.schema, table.name), arrow.table({"x": [1]}), mode="append")
             log = BatchLog(self.lake, table, lambda: NOON, TODAY)
             batch = log.begin(log.next_id(TODAY), TODAY, "a run", FULL, EPOCH)
             position = f"0001/{lsn:016X}/0000000000"

@@ -150,7 +150,7 @@ class _Row:
         found = self._query(self._table.name, "select * from t limit 0")
         if found is None:
             raise LakeError(
-                f"there is no table at {self._lake.path(self._table.schema, self._table.name)}.",
+                f"there is no table at {self._lake.location(self._table.schema, self._table.name)}.",
                 "load it first, or check BRONZE_HOME and BRONZE_LAKE.",
                 table=self._table.name,
             )
