@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.quality import KEY_UNIQUE, rules
 from bronze_assets.sources.scope import DISMISSAL, REPLAY, FileScope
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Impact
 
 MAX_NULL_SHARE = 0.05

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from bronze_assets.errors import StaleBase
-from bronze_assets.storage import Conflict, FolderStorage, Storage
+from bronze_assets.storage import Conflict, FolderStorage, Storage, sql_literal
 
 _APPEND_ONLY = {"delta.appendOnly": "true"}
 
@@ -145,11 +145,6 @@ class ControlTables:
         self.storage.tidy(place, compact=False)
         (found,) = self.rows(schema, name, where=f"{on} = {sql_literal(row[on])}")
         return found
-
-
-def sql_literal(text: object) -> str:
-    """A text as a literal for `ControlTables.rows`."""
-    return "'" + str(text).replace("'", "''") + "'"
 
 
 def retried(commit: Callable[[], None], attempts: int = 8) -> None:

@@ -29,7 +29,6 @@ from bronze_assets.audit import LoadRecord, combine
 from bronze_assets.batches import Batch
 from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
-from bronze_assets.lakehouse import spark_literal
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Discovery
 from bronze_assets.snapshot_load import is_past
@@ -40,6 +39,7 @@ from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.sources.postgres_types import spark_type
 from bronze_assets.sources.scope import FileScope
+from bronze_assets.storage import spark_literal
 from bronze_assets.table import LOAD_DATE, Evolution, Loaded, Overwritten
 from bronze_assets.workbench import current_partition
 

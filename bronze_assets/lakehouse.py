@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,10 +23,9 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import StaleBase
 from bronze_assets.private_tables import PrivateTables
-from bronze_assets.storage import Described, TableSize
+from bronze_assets.storage import OVERTAKEN, Described, TableSize, spark_literal, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -37,7 +35,6 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
-OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
@@ -483,11 +480,6 @@ class Lakehouse(PrivateTables):
             "load the partition again; loads of one table belong into one Dagster pool.",
             table=table.name,
         )
-
-
-def spark_literal(text: str) -> str:
-    """A text as a literal in Spark SQL, which knows no doubled quotes."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _properties(properties: Mapping[str, str]) -> str:

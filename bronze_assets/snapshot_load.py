@@ -14,10 +14,10 @@ from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import LoadRefused, PartitionRefused
-from bronze_assets.lakehouse import spark_literal
 from bronze_assets.snapshot_frames import SnapshotFrames
 from bronze_assets.sources.postgres import Snapshot, SourceTable
 from bronze_assets.sources.scope import FULL, Scope
+from bronze_assets.storage import spark_literal
 from bronze_assets.table import BronzeTable, Cadence
 from bronze_assets.workbench import Options, current_partition
 

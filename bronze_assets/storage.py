@@ -26,6 +26,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from typing_extensions import override
 
 from bronze_assets.errors import LakeError, TableBusy
 
@@ -36,6 +37,11 @@ TIDY_FILES = 100
 HOLD_SECONDS = 600.0
 """How long somebody waits to hold a schema's private tables."""
 Change = Literal["insert", "update", "delete"]
+OVERTAKEN = re.compile(
+    r"io\.delta\.exceptions\.(Concurrent|MetadataChanged|ProtocolChanged)"
+    r"|\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)"
+)
+"""What Spark says when another process has committed first."""
 
 
 class Conflict(Exception):
@@ -203,7 +209,7 @@ class Storage(ABC):
         """The answer to a query of one table, called `t` there; None if it is missing.
 
         Args:
-            query: SQL as DataFusion reads it; see `control_tables.sql_literal`.
+            query: SQL as DataFusion reads it; see `sql_literal`.
             version: of the table; the current one by default.
         """
 
@@ -268,15 +274,19 @@ class FolderStorage(Storage):
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @override
     def location(self, schema: str, name: str) -> str:
         return str(self.root / schema / name)
 
+    @override
     def identifier(self, location: str) -> str:
         return "delta.`" + location.replace("`", "``") + "`"
 
+    @override
     def owns(self, location: str) -> bool:
         return PurePosixPath(location.removeprefix("file://")).parent.parent == PurePosixPath(self.root)
 
+    @override
     def check_writable(self, schema: str, name: str) -> None:
         folder = self.root / schema
         try:
@@ -291,12 +301,15 @@ class FolderStorage(Storage):
                 table=name,
             ) from None
 
+    @override
     def exists(self, location: str) -> bool:
         return DeltaTable.is_deltatable(location)
 
+    @override
     def version(self, location: str) -> int:
         return DeltaTable(location).version()
 
+    @override
     def history(self, location: str, count: int | None = None) -> list[Commit]:
         return [
             Commit(
@@ -309,15 +322,18 @@ class FolderStorage(Storage):
             for one in DeltaTable(location).history(count)
         ]
 
+    @override
     def columns(self, location: str) -> list[str]:
         return [one.name for one in DeltaTable(location).schema().fields]
 
+    @override
     def size(self, location: str) -> TableSize:
         table = DeltaTable(location)
         files = pa.table(table.get_add_actions(flatten=True))
         rows = sum(files["num_records"].to_pylist())
         return TableSize(table.version(), rows, sum(files["size_bytes"].to_pylist()), files.num_rows)
 
+    @override
     def describe(self, location: str) -> Described | None:
         try:
             if not DeltaTable.is_deltatable(location):
@@ -343,6 +359,7 @@ class FolderStorage(Storage):
             "see whether its files are there, and give the process access.",
         )
 
+    @override
     def create(
         self,
         location: str,
@@ -364,11 +381,13 @@ class FolderStorage(Storage):
                 description=description,
             )
 
+    @override
     def append(self, location: str, rows: pa.Table) -> None:
         with _written(location):
             table = DeltaTable(location)
             write_deltalake(table, rows, mode="append", schema_mode=_schema_mode(table, rows))
 
+    @override
     def append_fenced(self, location: str, rows: pa.Table, *, writer: str, number: int, base: int) -> int:
         fence = CommitProperties(app_transactions=[Transaction(f"bronze/{writer}", number)])
         with _written(location):
@@ -377,6 +396,7 @@ class FolderStorage(Storage):
             write_deltalake(table, rows, mode="append", schema_mode=mode, commit_properties=fence)
         return table.version()
 
+    @override
     def merge(
         self,
         location: str,
@@ -387,8 +407,6 @@ class FolderStorage(Storage):
         value: object = None,
         where: str = "true",
     ) -> None:
-        from bronze_assets.control_tables import sql_literal
-
         same = f"t.{on} = s.{on}" + ("" if value is None else f" and t.{on} = {sql_literal(value)}")
         with _written(location):
             merger = DeltaTable(location).merge(rows, same, source_alias="s", target_alias="t")
@@ -402,6 +420,7 @@ class FolderStorage(Storage):
                         merger = merger.when_matched_delete()
             merger.execute()
 
+    @override
     def query(self, location: str, query: str, *, version: int | None = None) -> pa.Table | None:
         if not DeltaTable.is_deltatable(location):
             return None
@@ -409,19 +428,23 @@ class FolderStorage(Storage):
         reader = QueryBuilder().register("t", DeltaTable(location, version=version)).execute(query)
         return pa.table(reader.read_all())
 
+    @override
     def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:
         reader = session.read.format("delta")
         if version is not None:
             reader = reader.option("versionAsOf", version)
         return reader.load(location)
 
+    @override
     def save(self, writer: DataFrameWriter, location: str) -> None:
         writer.save(location)
 
+    @override
     def next_load(self, location: str, loads: str, base: int) -> int:
         before = DeltaTable(location, version=base).transaction_version(loads)
         return 1 if before is None else before + 1
 
+    @override
     def vacuum(self, location: str, retention: dt.timedelta) -> int:
         try:
             table = DeltaTable(location)
@@ -434,6 +457,7 @@ class FolderStorage(Storage):
             kind = type(error).__name__
         raise not_vacuumed(location, kind)
 
+    @override
     def purge(self, location: str) -> None:
         try:
             current = set(pa.table(DeltaTable(location).get_add_actions(flatten=True))["path"].to_pylist())
@@ -444,6 +468,7 @@ class FolderStorage(Storage):
         except (DeltaError, OSError) as error:
             raise unwritable(location, error) from error
 
+    @override
     def tidy(self, location: str, *, compact: bool) -> None:
         """Every hundredth commit: each of them is a file."""
         table = DeltaTable(location)
@@ -467,6 +492,7 @@ class FolderStorage(Storage):
                 # Files that stay small cost time, not rows; the next hundredth commit comes.
                 logger.debug("%s was not tidied (%s)", location, type(error).__name__)
 
+    @override
     def tidy_private(self, schema: str, location: str) -> None:
         if not self.exists(location) or len(DeltaTable(location).file_uris()) < TIDY_FILES:
             return
@@ -475,6 +501,7 @@ class FolderStorage(Storage):
                 DeltaTable(location).optimize.compact()
                 self.purge(location)
 
+    @override
     @contextlib.contextmanager
     def held(self, schema: str, *, alone: bool) -> Iterator[None]:
         """Against those on this machine."""
@@ -507,6 +534,16 @@ class FolderStorage(Storage):
                 f"the lake folder {folder} cannot be written ({error.strerror}).",
                 "give the process write access, or free disk space.",
             ) from None
+
+
+def sql_literal(text: object) -> str:
+    """A text as a literal of `Storage.query`."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def spark_literal(text: str) -> str:
+    """A text as a literal in Spark SQL, which knows no doubled quotes."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def retention_of(properties: Mapping[str, str]) -> dt.timedelta:

@@ -10,8 +10,8 @@ import pytest
 from deltalake import DeltaTable
 
 from bronze_assets import storage
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.storage import sql_literal
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
 

@@ -28,7 +28,6 @@ from py4j.protocol import Py4JJavaError
 
 from bronze_assets import audit
 from bronze_assets.audit import LoadRecord
-from bronze_assets.batches import lease
 from bronze_assets.catalog import inventory
 from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.demo import postgres
@@ -45,6 +44,7 @@ from bronze_assets.errors import (
     TableBusy,
 )
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.leases import lease
 from bronze_assets.load import current, load
 from bronze_assets.settings import Settings
 from bronze_assets.sources.postgres import Snapshot
@@ -1407,7 +1407,7 @@ def test_a_table_that_another_load_holds_is_refused_by_name(lab: Lab) -> None:
     lab.settings = dataclasses.replace(lab.settings, lease_seconds=3)
     lab.make("warehouses", [(1, "Köln", 5)])
     lab.make("products", [(1, "Lamp", "Home", 5)])
-    with lease(Lakehouse(lab.settings.lake), WAREHOUSES, "run-of-another", 3):
+    with lease(Lakehouse(lab.settings.lake), WAREHOUSES.schema, WAREHOUSES.name, "run-of-another", 3):
         error = expect_failure(lab, WAREHOUSES, TableBusy)
         assert f"run run-of-another on {socket.gethostname()}" in error.culprit
         # Other tables are free.
@@ -1418,14 +1418,14 @@ def test_a_table_that_another_load_holds_is_refused_by_name(lab: Lab) -> None:
 HOLDER = """
 import socket, sys, time
 from pathlib import Path
-from bronze_assets.batches import lease
+from bronze_assets.leases import lease
 from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.lakehouse import Lakehouse
 
 if sys.argv[2]:
     socket.gethostname = lambda: sys.argv[2]
 (table,) = [table for table in TABLES if table.name == "bz_warehouses"]
-with lease(Lakehouse(Path(sys.argv[1])), table, "killed", 600):
+with lease(Lakehouse(Path(sys.argv[1])), table.schema, table.name, "killed", 600):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -16,9 +16,10 @@ from typing import Any
 import dagster as dg
 
 from bronze_assets import capture
-from bronze_assets.batches import BatchLog, holder
+from bronze_assets.batches import BatchLog
 from bronze_assets.errors import BronzeError, StaleBase
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.leases import holder
 from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG, asset_key, partitions
 from bronze_assets.orchestration.capture import is_alive
 from bronze_assets.orchestration.jobs import LoadJob
@@ -189,7 +190,7 @@ def _look(
             continue
         found.behind.add(table.name)
         _remember(ledger, [file for file in waiting if file.day is None], today)
-        at_work = holder(lake, table, settings.lease_seconds, now)
+        at_work = holder(lake, table.schema, table.name, settings.lease_seconds, now)
         if at_work is not None:
             asked = [file.path for file in waiting] + [_SNAPSHOT] * (beginning is not None)
             more = f"; waiting: {_counted(asked)}" if asked else ""

@@ -21,10 +21,9 @@ from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from bronze_assets.access import DERIVED_TABLES
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import LakeError, PrivacyRefused
-from bronze_assets.lakehouse import OVERTAKEN, Lakehouse
-from bronze_assets.storage import Described
+from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.storage import OVERTAKEN, Described, sql_literal
 from bronze_assets.table import BronzeTable
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bronze_assets.access import ERASURE_LOG
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import derived
 from bronze_assets.privacy.erasure import EVIDENCE, UNTIL
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from typing import Any
 from pyspark.sql import types as T
 
 from bronze_assets.access import TOKEN_VAULT
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import BronzeError, KeyMissing, KeyRefused, LakeError, PrivacyRefused
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import values
 from bronze_assets.privacy.access_log import Access, Outcome, log_access
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.keys import KeyRing
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import METADATA_COLUMNS, BronzeTable, Column, Pii
 
 FOLDER = "revealed"
