@@ -171,16 +171,14 @@ class CatalogStorage(Storage):
     @override
     def append(self, location: str, rows: pa.Table) -> None:
         with _written(location):
-            writer = self._session().createDataFrame(rows).write.format("delta").mode("append")
-            self.save(writer.option("mergeSchema", "true"), location)
+            self.save(self._appending(rows), location)
 
     @override
     def append_fenced(self, location: str, rows: pa.Table, *, writer: str, number: int, base: int) -> int:
         own = uuid.uuid4().hex
         with _written(location):
-            frame = self._session().createDataFrame(rows).write.format("delta").mode("append")
-            frame = frame.option("mergeSchema", "true").option("userMetadata", own)
-            self.save(frame.option("txnAppId", f"bronze/{writer}").option("txnVersion", number), location)
+            fenced = self._appending(rows).option("userMetadata", own)
+            self.save(fenced.option("txnAppId", f"bronze/{writer}").option("txnVersion", number), location)
         newer = self.version(location) - base
         # Delta passes over a commit whose number has been used, without a word.
         for commit in self.history(location, newer) if newer > 0 else []:
@@ -201,7 +199,9 @@ class CatalogStorage(Storage):
     ) -> None:
         session, view = self._session(), f"bronze_assets_{uuid.uuid4().hex}"
         same = f"t.`{on}` = s.`{on}`" + ("" if value is None else f" and t.`{on}` = {spark_literal(str(value))}")
-        names = [f"`{name}`" for name in rows.column_names]
+        # What a newer release writes is left out until the table has it, as delta-rs does.
+        there = self.columns(location)
+        names = [f"`{name}`" for name in rows.column_names if name in there]
         clauses = {
             "insert": f"when not matched then insert ({', '.join(names)})"
             f" values ({', '.join(f's.{name}' for name in names)})",
@@ -210,12 +210,6 @@ class CatalogStorage(Storage):
             "delete": "when matched then delete",
         }
         with _written(location):
-            missing = set(rows.column_names) - set(self.columns(location))
-            if missing and "insert" in changes:
-                kinds = ", ".join(
-                    f"`{n}` {from_arrow_type(rows.schema.field(n).type).simpleString()}" for n in sorted(missing)
-                )
-                session.sql(f"alter table {self.identifier(location)} add columns ({kinds})")
             session.createDataFrame(rows).createOrReplaceTempView(view)
             try:
                 session.sql(
@@ -297,6 +291,11 @@ class CatalogStorage(Storage):
                 yield
             finally:
                 holds[schema] -= 1
+
+    def _appending(self, rows: pa.Table) -> DataFrameWriter:
+        # One file: they are few.
+        frame = self._session().createDataFrame(rows).coalesce(1)
+        return frame.write.format("delta").mode("append").option("mergeSchema", "true")
 
     def _tried(self, statement: str) -> DataFrame | None:
         try:
