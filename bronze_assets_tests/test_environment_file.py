@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
@@ -299,6 +300,7 @@ def edited(base: str, **changes: str | None) -> str:
         (f"{JOB}spark_conf = {{spark.a = 1}}", "spark_conf.spark is not a text"),
         (JOB.replace("17.3.x-scala2.13", "16.4.x-scala2.12"), "'16.4.x-scala2.12' comes with Spark 3.5 and Scala 2.12"),
         (JOB.replace("17.3.x-scala2.13", "17.2.x-scala2.13"), "'17.2.x-scala2.13' comes with Spark 4.0 and Scala 2.13"),
+        (JOB.replace("2.13", "2.12"), "'17.3.x-scala2.12' comes with Spark 4.0 and Scala 2.12"),
         (JOB.replace("17.3.x-scala2.13", "17.3"), "'17.3' is no version of Databricks' runtime"),
         (
             f'{JOB}[databricks.prices]\ncurrency = "€"\ndbu = 0.3\nnodes = {{}}',
@@ -385,6 +387,7 @@ class TestSecrets:
         assert databricks.cluster is not None
         assert databricks.cluster.spark_conf == {"fs.azure.account.key.box": "{{secrets/bronze/box-key}}"}
 
+    @hypothesis_settings(deadline=None)
     @given(st.text(st.characters(codec="utf-8", exclude_characters="…", categories=("L", "N", "P"))))
     def test_that_a_place_was_expected_for_are_not_shown_whatever_they_are(self, more: str) -> None:
         secret = f"hunter2{more}"
@@ -419,7 +422,7 @@ def hosts_variables(draw: st.DrawFn) -> dict[str, str]:
         "BRONZE_SOURCE_URL": draw(SECRET),
         "BRONZE_MASTER_KEY": draw(SECRET),
         "BRONZE_LANDING": f"{folder}/landing",
-        "BRONZE_ARCHIVE": draw(st.sampled_from([None, f"{folder}/archive/"])),
+        "BRONZE_ARCHIVE": draw(st.sampled_from([None, f"{folder}/old/"])),
         "BRONZE_CAPTURE": draw(st.sampled_from([None, *CaptureMode])),
         "BRONZE_DISCOVERY": draw(st.sampled_from([None, *Discovery])),
         "BRONZE_SQL_WAREHOUSE": draw(st.none() | st.from_regex("[a-f0-9]{16}", fullmatch=True)),
@@ -451,6 +454,7 @@ ONLY_OF_THE_HOST = {
 
 
 class TestOnACluster:
+    @hypothesis_settings(deadline=None)
     @given(hosts_variables())
     def test_settings_are_those_of_the_host(self, environ: dict[str, str]) -> None:
         host = Settings.from_environment(environ)
@@ -532,6 +536,7 @@ class TestEstimate:
         with pytest.raises(ValueError, match="cost nothing that can be told"):
             estimate(self.PRICES, "small", None, workers, seconds)
 
+    @hypothesis_settings(deadline=None)
     @given(AMOUNTS, NODES, NODES, st.integers(0, 1000), AMOUNTS, AMOUNTS)
     def test_grows_with_time_workers_and_prices_and_adds_up(
         self, dbu: float, node: NodePrice, driver: NodePrice, workers: int, seconds: float, more: float
