@@ -1,6 +1,7 @@
 """Settings of a process: where the source and the lake are, and how much of the machine a load may take.
 
-The only module that reads the environment.
+The only module that reads the environment. Everything may come from variables; what is the same for everybody in an
+environment, and all that concerns Databricks, comes from a settings file (`environment_file`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from bronze_assets.databricks_settings import Databricks
 from bronze_assets.errors import SettingsError
 
 _LEAST_MEGABYTES = 512
@@ -26,6 +28,10 @@ SECRET_PLACE = re.compile(
 )
 
 CATALOG_NAME = re.compile(r"[^\s./;`'\x00-\x1f\x7f]{1,255}")
+WAREHOUSE_ID = re.compile("[A-Za-z0-9-]{1,64}")
+
+CLUSTER_HOME = Path("/tmp/bronze_assets")
+"""The home of a process on a cluster, on the driver's own disk: it goes with the cluster."""
 
 
 class Environment(enum.StrEnum):
@@ -96,6 +102,12 @@ class Settings:
         java_home: `JAVA_HOME`.
         java_options: what `JAVA_TOOL_OPTIONS`, `JDK_JAVA_OPTIONS` and `_JAVA_OPTIONS` give to every JVM.
         search_path: `PATH`, where `java` is looked for.
+        settings_file: `BRONZE_SETTINGS`, the TOML file of the environment; absolute. Its keys stand for the variables
+            above, which override them. Default None.
+        databricks: the file's section `[databricks]`: loads run there. None without one.
+        databricks_host: `DATABRICKS_HOST`, else the host of the section: the workspace, with `https://`.
+        on_cluster: `BRONZE_ON_CLUSTER=1`, set by the launcher: this process runs on Databricks, where all settings are
+            variables (`remote_environment`).
     """
 
     environment: Environment
@@ -123,21 +135,67 @@ class Settings:
     search_path: str | None = None
     # Validated to be a place when it comes from the environment; a key pasted here by hand is not to show either.
     master_key: str = field(default="", repr=False)
+    settings_file: Path | None = None
+    # Not hashed: it holds mappings.
+    databricks: Databricks | None = field(default=None, hash=False)
+    databricks_host: str | None = None
+    on_cluster: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read and validate the settings.
+        """Read and validate the settings: the variables, and the file that one of them may name.
 
         Raises:
-            SettingsError: a value is malformed, or the master key of an environment that is not local is missing; the
-                message names the variable and never shows the source URL or what should name the key.
+            SettingsError: a value is malformed, or the master key of an environment that is not local is missing, or
+                the file is another environment's; the message names the variable or the file and its key, and never
+                shows the source URL or what should name the key.
         """
+        path = environ.get("BRONZE_SETTINGS")
+        if not path:
+            return cls._of_variables(environ, None)
+        # Here, because the file's module knows this one's words.
+        from bronze_assets import environment_file
+
+        if environ.get("BRONZE_ON_CLUSTER"):
+            raise SettingsError(
+                "BRONZE_SETTINGS is set on a cluster, where there is no settings file.",
+                "remove it from the cluster's variables: whoever starts the run brings all settings.",
+            )
+        file = environment_file.read(Path(path).expanduser().absolute())
+        given = environ.get("BRONZE_ENV", "local")
+        if given != file.environment:
+            raise SettingsError(
+                f"{path} is the settings file of {file.environment}, and BRONZE_ENV is {given}.",
+                f"set BRONZE_ENV={file.environment} if that is where you want to work, or name another file.",
+            )
+        # Compose gives empty variables for what nobody has set.
+        of_file = {name: value for name, value in file.variables().items() if not environ.get(name)}
+        try:
+            return cls._of_variables({**environ, **of_file}, file.databricks, Path(path).expanduser().absolute())
+        except SettingsError as error:
+            named = [
+                key for key, name in environment_file.VARIABLES.items() if name in of_file and name in error.culprit
+            ]
+            if not named:
+                raise
+            # Whoever reads it has not set the variable.
+            raise SettingsError(f"{error.culprit} ({path} has {', '.join(named)}.)", error.fix) from None
+
+    @classmethod
+    def _of_variables(
+        cls, environ: Mapping[str, str], databricks: Databricks | None, settings_file: Path | None = None
+    ) -> Settings:
         name = environ.get("BRONZE_ENV", "local")
         try:
             environment = Environment(name)
         except ValueError:
             known = ", ".join(Environment)
             raise SettingsError(f"BRONZE_ENV={name!r} is not an environment.", f"use one of {known}.") from None
+        on_cluster = environ.get("BRONZE_ON_CLUSTER") or "0"
+        if on_cluster not in ("0", "1"):
+            raise SettingsError(
+                f"BRONZE_ON_CLUSTER={on_cluster!r} is neither 0 nor 1.", "leave it to whoever starts the run."
+            )
         home = Path(environ.get("BRONZE_HOME") or ".bronze").expanduser().absolute()
         if "%" in str(home):
             raise SettingsError(
@@ -150,12 +208,10 @@ class Settings:
                 f"BRONZE_LAKE={lake!r} is not a folder.", "name a local folder; object stores are not served yet."
             )
         zone = environ.get("BRONZE_TIME_ZONE") or "UTC"
-        try:
-            ZoneInfo(zone)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
+        if not is_time_zone(zone):
             raise SettingsError(
                 f"BRONZE_TIME_ZONE={zone!r} is not a time zone.", "use an IANA name such as Europe/Berlin."
-            ) from None
+            )
         own_source = environ.get("BRONZE_SOURCE_URL")
         mode = environ.get("BRONZE_CAPTURE") or (CaptureMode.OFF if own_source else CaptureMode.BUILTIN)
         if mode not in list(CaptureMode):
@@ -178,16 +234,20 @@ class Settings:
             value = environ.get(variable)
             return Path(value).expanduser().absolute() if value else None
 
+        catalog = _catalog(environ)
+        archive = _archive(environ, landing)
+        if databricks is not None:
+            _require_reachable_by_clusters(environ, catalog, landing, archive)
         return cls(
             environment=environment,
             home=home,
             lake=Path(lake).expanduser().absolute(),
             source_url=own_source or f"file:{home / 'postgres' / 'source_url'}",
             landing=landing,
-            archive=_archive(environ, landing),
+            archive=archive,
             capture=CaptureMode(mode),
             discovery=Discovery(discovery),
-            catalog=_catalog(environ),
+            catalog=catalog,
             sql_warehouse=_sql_warehouse(environ),
             platform_principals=frozenset(
                 name.strip() for name in environ.get("BRONZE_PLATFORM_PRINCIPALS", "").split(",") if name.strip()
@@ -207,6 +267,10 @@ class Settings:
             ).strip(),
             search_path=environ.get("PATH"),
             master_key=_master_key(environ, environment, home),
+            settings_file=settings_file,
+            databricks=databricks,
+            databricks_host=_host(environ.get("DATABRICKS_HOST") or (databricks.host if databricks else None)),
+            on_cluster=on_cluster == "1",
         )
 
     def require_local(self) -> None:
@@ -215,6 +279,50 @@ class Settings:
             raise SettingsError(
                 f"BRONZE_ENV={self.environment} cannot load from this machine.", "unset BRONZE_ENV, or set it to local."
             )
+
+    def remote_environment(self) -> dict[str, str]:
+        """The variables from which `from_environment` gives a process on a cluster these settings.
+
+        They hold no secret: a cluster fetches source URL and master key from their places by itself. What concerns
+        only the host (its home, its Java, the settings file) is left out.
+
+        Raises:
+            SettingsError: source URL or master key cannot be had there, or there is no catalog.
+        """
+        if self.catalog is None:
+            raise SettingsError(
+                "there is no catalog, and a cluster keeps tables nowhere else.",
+                "set catalog in the settings file, or BRONZE_CATALOG.",
+            )
+        for variable, key, reference in (
+            ("BRONZE_SOURCE_URL", "source_url", self.source_url),
+            ("BRONZE_MASTER_KEY", "master_key", self.master_key),
+        ):
+            if problem := place_fault(reference):
+                raise SettingsError(
+                    f"{variable} {problem}.",
+                    f"keep it in a secret scope, and set {key} in the settings file to"
+                    " databricks-secret://<scope>/<key>.",
+                )
+        return {
+            "BRONZE_ENV": self.environment.value,
+            "BRONZE_ON_CLUSTER": "1",
+            "BRONZE_HOME": str(CLUSTER_HOME),
+            "BRONZE_SOURCE_URL": self.source_url,
+            "BRONZE_MASTER_KEY": self.master_key,
+            "BRONZE_LANDING": self.landing,
+            "BRONZE_ARCHIVE": self.archive,
+            "BRONZE_CAPTURE": self.capture.value,
+            "BRONZE_DISCOVERY": self.discovery.value,
+            "BRONZE_CATALOG": self.catalog,
+            "BRONZE_SQL_WAREHOUSE": self.sql_warehouse or "",
+            "BRONZE_PLATFORM_PRINCIPALS": ",".join(sorted(self.platform_principals)),
+            "BRONZE_START_DATE": self.start_date.isoformat(),
+            "BRONZE_TIME_ZONE": self.business_time_zone,
+            "BRONZE_READ_CONNECTIONS": str(self.read_connections),
+            "BRONZE_RANGE_ROWS": str(self.range_rows),
+            "BRONZE_LEASE_SECONDS": str(self.lease_seconds),
+        }
 
     @property
     def embedded(self) -> bool:
@@ -225,6 +333,50 @@ class Settings:
     def dagster_home(self) -> Path:
         """Dagster's storage folder."""
         return self.home / "dagster"
+
+
+def is_time_zone(name: str) -> bool:
+    """Whether that is the name of a time zone."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+def place_fault(reference: str) -> str | None:
+    """Why a cluster cannot fetch the secret that a setting names; None where it can. Never shows the setting."""
+    if reference.startswith("file:"):
+        return "is kept in a file of this machine, which no cluster can read"
+    if not SECRET_PLACE.fullmatch(reference):
+        return "is a secret itself, and none is given to a cluster"
+    return None
+
+
+def reachable_by_clusters(place: str) -> bool:
+    """Whether a folder may be one that a cluster reaches: of a volume, or of an object store."""
+    return place.startswith("/Volumes/") or "://" in place
+
+
+def _require_reachable_by_clusters(environ: Mapping[str, str], catalog: str | None, landing: str, archive: str) -> None:
+    if catalog is None:
+        raise SettingsError(
+            "[databricks] needs a catalog, and there is none.", "set catalog in the settings file, or BRONZE_CATALOG."
+        )
+    for variable, key, place in (("BRONZE_LANDING", "landing", landing), ("BRONZE_ARCHIVE", "archive", archive)):
+        if reachable_by_clusters(place):
+            continue
+        given = f"{variable}={place}" if environ.get(variable) else f"{variable} is not set, and its default {place}"
+        raise SettingsError(
+            f"{given} is a folder of this machine, which no cluster can read.",
+            f"set {key} in the settings file to a folder of a volume (/Volumes/…) or of an object store (abfss://…).",
+        )
+
+
+def _host(text: str | None) -> str | None:
+    """The address of a workspace as the SDK takes it, which may be given without its protocol."""
+    text = (text or "").strip().rstrip("/")
+    return (text if "://" in text else f"https://{text}") if text else None
 
 
 def _location(text: str) -> str:
@@ -283,7 +435,7 @@ def _catalog(environ: Mapping[str, str]) -> str | None:
 
 def _sql_warehouse(environ: Mapping[str, str]) -> str | None:
     name = environ.get("BRONZE_SQL_WAREHOUSE")
-    if name and not re.fullmatch("[A-Za-z0-9-]{1,64}", name):
+    if name and not WAREHOUSE_ID.fullmatch(name):
         raise SettingsError(
             f"BRONZE_SQL_WAREHOUSE={name!r} is not the id of a warehouse.",
             "use what stands after /warehouses/ in its HTTP path, for example 1234567890abcdef.",
