@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from bronze_assets.errors import EngineError
+from bronze_assets.errors import EngineError, SettingsError
 from bronze_assets.processes import kill_after
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ OLDEST_JAVA = 17
 
 BUSINESS_TIME_ZONE = "bronze.business_time_zone"
 """Session configuration that holds the time zone in which "today" is taken for business dates."""
+
+# Where Databricks has other defaults, in versions or workspaces.
+_SAME_EVERYWHERE = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 
 _ATTEMPTS = 4
 _TIMEOUT_SECONDS = 60
@@ -126,6 +129,7 @@ JARS = (
 
 _starting = threading.Lock()
 _session: SparkSession | None = None
+_ours = True
 
 
 def find_java(settings: Settings) -> Path:
@@ -208,9 +212,9 @@ def sized(session: SparkSession, size: int) -> Iterator[None]:
     """Run what the block does in the way that is fastest for so many bytes of input.
 
     For small input Spark interprets its expressions: each batch's code is new, with its own moments and names in it,
-    and would be compiled for a few hundred rows.
+    and would be compiled for a few hundred rows. A cluster is left as it is: it may not let these be set.
     """
-    if size > SMALL_BYTES:
+    if size > SMALL_BYTES or not _ours:
         yield
         return
     before = {name: session.conf.get(name, None) for name in _INTERPRETED}
@@ -233,7 +237,8 @@ def start_session(
 ) -> SparkSession:
     """The process's Spark session, with Delta and the PostgreSQL driver; started where there is none yet.
 
-    A JVM of this process ends when the process does, however that happens. Scratch files lie under `<home>/spark`.
+    On a cluster it is the one that Databricks has made. A JVM of this process ends when the process does, however that
+    happens. Scratch files lie under `<home>/spark`.
 
     Args:
         settings: where Java, the jars and the home are, and how much memory the driver may take.
@@ -242,12 +247,24 @@ def start_session(
 
     Raises:
         EngineError: no Java, too little memory, a jar that cannot be had, or a JVM that does not start.
+        SettingsError: loads of these settings run on Databricks, and this is not there.
     """
     from pyspark.sql import SparkSession
 
-    global _session
+    if settings.databricks is not None:
+        raise SettingsError(
+            f"{settings.settings_file} has [databricks]: rows are read and written there, and not by this process.",
+            "start a job in Dagster's UI, which runs it on the cluster; or take the section out to load here.",
+        )
+
+    global _session, _ours
     with _starting:
-        session = _session or _active_session() or connect(settings)
+        session = _session or _active_session() or (None if settings.on_cluster else connect(settings))
+        _ours = not settings.on_cluster
+        if settings.on_cluster:
+            session = session or SparkSession.builder.getOrCreate()
+            for name, value in _SAME_EVERYWHERE.items():
+                session.conf.set(name, value)
         if session is None:
             check_memory(settings)
             java, version = _find_java(settings)

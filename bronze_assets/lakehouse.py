@@ -12,6 +12,7 @@ history then tells. (Counted in loads and not in table versions: an OPTIMIZE bet
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
+from bronze_assets import engine
+from bronze_assets.catalog_storage import CatalogStorage
 from bronze_assets.errors import StaleBase
 from bronze_assets.private_tables import PrivateTables
-from bronze_assets.storage import OVERTAKEN, Described, TableSize, spark_literal, sql_literal
+from bronze_assets.settings import Settings
+from bronze_assets.storage import OVERTAKEN, Described, FolderStorage, TableSize, spark_literal, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -484,3 +488,16 @@ class Lakehouse(PrivateTables):
 
 def _properties(properties: Mapping[str, str]) -> str:
     return "tblproperties (" + ", ".join(f"'{key}' = '{value}'" for key, value in properties.items()) + ")"
+
+
+def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = None) -> Lakehouse:
+    """The lake of these settings: a folder, or on Databricks a catalog. Opening it reads nothing.
+
+    Args:
+        session: gives the Spark session, where there is one already.
+    """
+    if settings.on_cluster or settings.databricks is not None:
+        start = session or functools.partial(engine.start_session, settings)
+        # `[databricks]` and a process on a cluster have one.
+        return Lakehouse(CatalogStorage(settings.catalog or "", start, settings.lease_seconds))
+    return Lakehouse(FolderStorage(settings.lake))

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from pyspark.sql import SparkSession
 
 from bronze_assets import engine, warm_engine
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.privacy.keys import KeyRing, key_ring
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.sources.landing import LandingZone
@@ -71,7 +71,7 @@ class Workbench:
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self.lake = Lakehouse(settings.lake)
+        self.lake = open_lake(settings, lambda: self.session)
         self.say = say
 
     @classmethod

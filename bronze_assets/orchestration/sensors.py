@@ -18,7 +18,7 @@ import dagster as dg
 from bronze_assets import capture
 from bronze_assets.batches import BatchLog
 from bronze_assets.errors import BronzeError, StaleBase
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import Lakehouse, open_lake
 from bronze_assets.leases import holder
 from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG, asset_key, partitions
 from bronze_assets.orchestration.capture import is_alive
@@ -171,7 +171,7 @@ def _look(
     tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, moment: dt.datetime, memory: _Cursor
 ) -> _Found:
     zone = LandingZone(settings.landing, settings.archive)
-    lake = Lakehouse(settings.lake)
+    lake = open_lake(settings)
     found = _Found()
     # Before the listing: what a manifest confirms is then in the files that are listed.
     for schema in {table.schema for table in tables}:
