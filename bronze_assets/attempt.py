@@ -102,7 +102,7 @@ class Attempt:
         with engine.sized(self.bench.session, input_bytes):
             judged = frames.judged()
             counted, observation = frames.counted(frames.outcomes(judged, versions))
-            version = lake.append(
+            commit = lake.append(
                 # One moment for all batches: it is a constant in Spark's code, which would be compiled anew for each.
                 frames.versions(counted, batch_id, position, self.started),
                 table,
@@ -116,7 +116,9 @@ class Attempt:
             completed = complete(record)
             if completed is None:
                 return None
-            record = self.measured(replace(completed, resumed=batch.attempt > 1, delta_version=version))
+            written = int(commit.metrics.get("numOutputBytes") or 0)
+            completed = replace(completed, delta_version=commit.version, bytes_written=written)
+            record = self.measured(replace(completed, resumed=batch.attempt > 1))
             self.stage(batch, "main", record, record.loaded + record.deleted)
             if settle is not None:
                 settle(record)

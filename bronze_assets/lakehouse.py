@@ -29,7 +29,7 @@ from bronze_assets.catalog_storage import CatalogStorage
 from bronze_assets.errors import StaleBase
 from bronze_assets.private_tables import PrivateTables
 from bronze_assets.settings import Settings
-from bronze_assets.storage import OVERTAKEN, Described, FolderStorage, TableSize, spark_literal, sql_literal
+from bronze_assets.storage import OVERTAKEN, Commit, Described, FolderStorage, TableSize, spark_literal, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -129,7 +129,8 @@ class Lakehouse(PrivateTables):
         place = self.location(schema, name)
         if not self.storage.exists(place):
             return None
-        return self._version_marked(place, lambda mark: mark.split(" ")[0] == batch_id, -1)
+        commit = self._marked(place, lambda mark: mark.split(" ")[0] == batch_id, -1)
+        return None if commit is None else commit.version
 
     def append(
         self,
@@ -140,7 +141,7 @@ class Lakehouse(PrivateTables):
         base: int,
         replace_where: str | None = None,
         new_columns: bool = False,
-    ) -> int:
+    ) -> Commit:
         """Commit a batch's rows to the bronze table, fenced against `base`.
 
         Args:
@@ -151,7 +152,7 @@ class Lakehouse(PrivateTables):
             new_columns: whether the frame has columns that the table does not have yet.
 
         Returns:
-            The version committed.
+            What was committed.
 
         Raises:
             StaleBase: another load has committed since `base`; nothing was written.
@@ -177,10 +178,10 @@ class Lakehouse(PrivateTables):
             if OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
-        version = self._version_marked(place, lambda mark: mark == own, base)
-        if version is None:
+        commit = self._marked(place, lambda mark: mark == own, base)
+        if commit is None:
             raise self._stale(table)
-        return version
+        return commit
 
     def rewrite(self, frame: DataFrame, table: BronzeTable, mark: str) -> None:
         """Put the same row versions with other values, and maybe types, of some columns in the place of all.
@@ -444,12 +445,12 @@ class Lakehouse(PrivateTables):
                 return int(commit.metrics[counted])
         return 0
 
-    def _version_marked(self, location: str, wanted: Callable[[str], bool], after: int) -> int | None:
-        """The latest version after `after` whose `userMetadata` is wanted; None if there is none."""
+    def _marked(self, location: str, wanted: Callable[[str], bool], after: int) -> Commit | None:
+        """The latest commit after the version `after` whose `userMetadata` is wanted; None if there is none."""
         newer = self.storage.version(location) - after
         for commit in self.storage.history(location, newer) if newer > 0 else []:
             if commit.version > after and wanted(commit.mark):
-                return commit.version
+                return commit
         return None
 
     def _create_statement(self, table: BronzeTable) -> str:

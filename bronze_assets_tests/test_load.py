@@ -48,6 +48,7 @@ from bronze_assets.leases import lease
 from bronze_assets.load import current, load
 from bronze_assets.settings import Settings
 from bronze_assets.sources.postgres import Snapshot
+from bronze_assets.storage import Commit
 from bronze_assets.table import BronzeTable, Cadence, Pii, column
 from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
@@ -733,7 +734,7 @@ def test_the_shuffle_for_duplicates_is_skipped_when_an_index_proves_the_key_uniq
     plans = []
     append = Lakehouse.append
 
-    def watched(self: Lakehouse, frame: Any, *args: Any, **kwargs: Any) -> int:
+    def watched(self: Lakehouse, frame: Any, *args: Any, **kwargs: Any) -> Commit:
         plans.append(frame._jdf.queryExecution().executedPlan().toString())
         return append(self, frame, *args, **kwargs)
 
@@ -900,9 +901,9 @@ def test_the_first_load_of_a_very_large_table_goes_on_where_it_was_stopped(
     lab.insert("warehouses", [(6, "copy", 1), (-1, "below", 1)])
     lab.sql("analyze tests.warehouses")
     append = Lakehouse.append
-    appended: list[int] = []
+    appended: list[Commit] = []
 
-    def second_fails(self: Lakehouse, *args: Any, **kwargs: Any) -> int:
+    def second_fails(self: Lakehouse, *args: Any, **kwargs: Any) -> Commit:
         if len(appended) == 1:
             raise OSError("the disk is full")
         appended.append(append(self, *args, **kwargs))
@@ -1287,7 +1288,7 @@ def test_a_load_whose_base_was_overtaken_writes_nothing_and_may_start_again(
     lab.insert("warehouses", [(2, "Łódź", 6)])
     append = Lakehouse.append
 
-    def overtaken(self: Lakehouse, frame: Any, table: BronzeTable, batch_id: str, **kwargs: Any) -> int:
+    def overtaken(self: Lakehouse, frame: Any, table: BronzeTable, batch_id: str, **kwargs: Any) -> Commit:
         monkeypatch.setattr(Lakehouse, "append", append)
         append(self, frame, table, "2026-03-10/other", **kwargs)
         return append(self, frame, table, batch_id, **kwargs)
@@ -1337,7 +1338,7 @@ def test_of_two_loads_that_commit_while_both_write_one_lands(
 
     with postgres.connect(source_url) as other, other.cursor() as locker, ThreadPoolExecutor() as pool:
 
-        def held_up(self: Lakehouse, *args: Any, **kwargs: Any) -> int:
+        def held_up(self: Lakehouse, *args: Any, **kwargs: Any) -> Commit:
             # The load's own read waits for this lock: its Delta transaction stays open until it is released.
             locker.execute("select pg_advisory_lock(7)")
             return append(self, *args, **kwargs)

@@ -29,6 +29,7 @@ from bronze_assets.errors import (
     TableBusy,
 )
 from bronze_assets.orchestration import assets as assets_module
+from bronze_assets.orchestration import runs as runs_module
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence
@@ -133,7 +134,7 @@ def kept(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets_module, "RETRY_POLICY", assets_module.RETRY_POLICY._replace(delay=0.01))
+    monkeypatch.setattr(runs_module, "RETRY_POLICY", runs_module.RETRY_POLICY._replace(delay=0.01))
 
 
 def materialise(
@@ -233,7 +234,7 @@ class TestGraph:
             assert definition.backfill_policy == dg.BackfillPolicy.single_run()
             assert definition.op.pool == f"load_{table.name}"
             assert definition.op.retry_policy is None, "Dagster's own would retry an interrupted load"
-        policy = assets_module.RETRY_POLICY
+        policy = runs_module.RETRY_POLICY
         assert (policy.max_retries, policy.backoff) == (3, dg.Backoff.EXPONENTIAL)
         assert policy.jitter is not None
 

@@ -27,9 +27,9 @@ from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.leases import lease
-from bronze_assets.orchestration.assets import PROCESS_TAG
 from bronze_assets.orchestration.capture import job_name
 from bronze_assets.orchestration.jobs import file_jobs
+from bronze_assets.orchestration.runs import PROCESS_TAG
 from bronze_assets.orchestration.sensors import files_waiting, tick
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Environment, Settings

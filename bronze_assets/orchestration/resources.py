@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
 from bronze_assets import load as walk
+from bronze_assets import shipping
 from bronze_assets.audit import LoadRecord
+from bronze_assets.databricks_job import cost_facts
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Options, Run, Workbench
 
 LOGGER = logging.getLogger("bronze_assets")
+
+STEP_LAUNCHER = "pyspark_step_launcher"
+"""Key of the resource that runs steps elsewhere, or does nothing (`databricks.step_launcher`)."""
 
 Listener = Callable[[BronzeTable, LoadRecord | Exception], None]
 """Is told of each attempt's end."""
@@ -46,12 +52,24 @@ class Loader:
         self.listener(table, record)
         return record
 
+    def cost(self, record: LoadRecord) -> dict[str, Any]:
+        """What a load on a cluster is billed by, as metadata; nothing elsewhere."""
+        if not self.bench.settings.on_cluster:
+            return {}
+        conf = self.bench.session.conf
+        facts = cost_facts(lambda name: conf.get(name, None), self.bench.settings.prices, record.seconds)
+        if "databricks/cost" in facts and record.bytes_written:
+            facts["databricks/cost_per_gb"] = facts["databricks/cost"] / record.bytes_written * 1e9
+        return facts
+
 
 def loader_resource(settings: Settings) -> dg.ResourceDefinition:
     """The resource `loader` of the assets. Making it opens nothing; neither does a run that loads nothing."""
 
     @dg.resource(description="One Spark session and one source snapshot for all tables of a run.")
     def loader(_: dg.InitResourceContext) -> Iterator[Loader]:
+        if settings.on_cluster:
+            shipping.check_shipped(settings)
         with Workbench.open(settings, say=LOGGER.info) as bench:
             yield Loader(bench)
 

@@ -20,10 +20,10 @@ from bronze_assets.batches import BatchLog
 from bronze_assets.errors import BronzeError, StaleBase
 from bronze_assets.lakehouse import Lakehouse, open_lake
 from bronze_assets.leases import holder
-from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG, asset_key, partitions
+from bronze_assets.orchestration.assets import asset_key, partitions
 from bronze_assets.orchestration.capture import is_alive
 from bronze_assets.orchestration.jobs import LoadJob
-from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
+from bronze_assets.orchestration.runs import SOURCE_TAG, TRIGGER_TAG, UNFINISHED, close_dead_runs
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.snapshot_load import snapshot_is_due
