@@ -17,10 +17,10 @@ A path that travels otherwise, such as in a pickle, must be one of this machine:
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime as dt
 import hashlib
+import importlib
 import importlib.metadata
 import inspect
 import itertools
@@ -29,7 +29,6 @@ import os
 import re
 import secrets as random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +36,6 @@ import sysconfig
 import threading
 import time
 import typing
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,7 +53,6 @@ from dagster_pipes import (
     decode_param,
     encode_param,
 )
-from databricks.sdk.service import compute, jobs
 from packaging.requirements import InvalidRequirement, Requirement
 
 from bronze_assets_tests import fake_cluster, fake_warehouse
@@ -69,8 +66,6 @@ CLUSTER = "0923-164208-meows279"
 CLIENT_ID = "5a1b2c3d-0000-4000-8000-000000000001"
 CLIENT_SECRET = "dose-of-the-test"
 
-_BLOCK = 2**20
-_READ = 2**19
 _TICK = 0.02
 _DRIVER_DOWN = (
     "The spark driver has stopped unexpectedly and is restarting. Your notebook will be automatically reattached."
@@ -82,7 +77,7 @@ _PIPES = (
     DAGSTER_PIPES_CONTEXT_ENV_VAR,
     DAGSTER_PIPES_MESSAGES_ENV_VAR,
 )
-_ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
+ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
 
 
 @dataclass
@@ -202,7 +197,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        return self.state[0] in _ENDED
+        return self.state[0] in ENDED
 
     @property
     def exit_code(self) -> int | None:
@@ -235,6 +230,21 @@ class Raw:
 
 
 @dataclass
+class Asked:
+    """A request whose body is no JSON."""
+
+    here: FakeWorkspace
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+    def knows(self, *names: str) -> None:
+        """Refuse the request if its query names anything else."""
+        if unknown := set(self.query) - set(names):
+            raise self.here.strange(f"unknown parameters {sorted(unknown)}", 400, "INVALID_PARAMETER_VALUE")
+
+
+@dataclass
 class _Token:
     kind: Literal["pat", "oauth", "cluster"]
     left: float = float("inf")
@@ -260,9 +270,14 @@ class FakeWorkspace:
         hidden: packages of this machine that no cluster has, unless a task brings them.
         oauth_seconds: how long a service principal's token is valid.
         clusters: answers of clusters/get, by id; new clusters come in here.
+        spark_versions: name by key.
+        node_types: their ids.
+        policies: cluster policies, by id.
+        instance_pools: by id.
+        me: the user whose token it is.
         securables: what Unity Catalog tells, by type as in its paths (`catalogs`, `external-locations`) and full name.
-        effective_permissions: privilege assignments, by securable type and full name.
-        permissions: access control lists, by object type and id.
+        effective_permissions: privilege assignments, by type (`catalog`, `external_location`) and full name.
+        permissions: access control lists, by type as in its paths (`clusters`) and id.
         runs: in the order of submission.
         requests: method and path of each request.
         odd: requests that nobody documents.
@@ -297,6 +312,35 @@ class FakeWorkspace:
             }
         }
     )
+    spark_versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "16.4.x-scala2.12": "16.4 LTS (includes Apache Spark 3.5.2, Scala 2.12)",
+            "17.3.x-scala2.13": "17.3 LTS (includes Apache Spark 4.0.0, Scala 2.13)",
+        }
+    )
+    node_types: list[str] = field(default_factory=lambda: ["i3.xlarge", "i3.2xlarge"])
+    policies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    instance_pools: dict[str, dict[str, Any]] = field(default_factory=dict)
+    me: dict[str, Any] = field(
+        default_factory=lambda: {
+            "id": "42",
+            "userName": "someone@example.com",
+            "displayName": "Someone",
+            "active": True,
+        }
+    )
+    securables: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    effective_permissions: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    permissions: dict[tuple[str, str], list[dict[str, Any]]] = field(
+        default_factory=lambda: {
+            ("clusters", CLUSTER): [
+                {
+                    "user_name": "someone@example.com",
+                    "all_permissions": [{"permission_level": "CAN_MANAGE", "inherited": False}],
+                }
+            ]
+        }
+    )
     runs: list[Run] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
@@ -305,9 +349,9 @@ class FakeWorkspace:
     port: int = 0
     _tokens: dict[str, _Token] = field(default_factory=dict)
     _cluster_token: str = field(default_factory=lambda: f"dapi-of-the-cluster-{random.token_hex(8)}")
-    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
-    _handles: dict[int, tuple[Path, Path]] = field(default_factory=dict)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
+    handles: dict[int, tuple[Path, Path]] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     _threads: list[threading.Thread] = field(default_factory=list)
     _closing: threading.Event = field(default_factory=threading.Event)
 
@@ -340,6 +384,30 @@ class FakeWorkspace:
             return self.volumes.joinpath(*parts[1:])
         return self.dbfs.joinpath(*(parts[1:] if path.startswith("/dbfs/") else parts))
 
+    def add_volume(self, name: str) -> Path:
+        """Make the volume `catalog.schema.volume`, with what it lies in; returns its folder on this machine."""
+        catalog, schema, volume = name.split(".")
+        self.securables.setdefault("catalogs", {}).setdefault(catalog, {"name": catalog})
+        self.securables.setdefault("schemas", {}).setdefault(
+            f"{catalog}.{schema}", {"name": schema, "catalog_name": catalog, "full_name": f"{catalog}.{schema}"}
+        )
+        self.securables.setdefault("volumes", {})[name] = {
+            "name": volume,
+            "catalog_name": catalog,
+            "schema_name": schema,
+            "full_name": name,
+            "volume_type": "MANAGED",
+        }
+        folder = self.volumes / catalog / schema / volume
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def sign_in(self) -> str:
+        """A new token of the service principal `CLIENT_ID`."""
+        token = f"oauth-{random.token_hex(16)}"
+        self._tokens[token] = _Token("oauth", until=time.monotonic() + self.oauth_seconds)
+        return token
+
     def run(self, run_id: int) -> Run:
         """The run with that id, or whose task has it."""
         for run in self.runs:
@@ -347,7 +415,7 @@ class FakeWorkspace:
                 return run
         raise Refused(400, "INVALID_PARAMETER_VALUE", f"Run {run_id} does not exist.")
 
-    def wait(self, run_id: int, seconds: float = 60.0) -> Run:
+    def wait(self, run_id: int, seconds: float = 300.0) -> Run:
         """The run, ended."""
         run = self.run(run_id)
         deadline = time.monotonic() + seconds
@@ -359,7 +427,7 @@ class FakeWorkspace:
 
     def expire_token(self, after: int = 0) -> None:
         """Let all tokens that there are, but the cluster's own, end after so many more requests."""
-        with self._lock:
+        with self.lock:
             for token in self._tokens.values():
                 if token.kind != "cluster":
                     token.left = after
@@ -375,7 +443,7 @@ class FakeWorkspace:
         """What is answered; None is a connection that ends."""
         split = urlsplit(target)
         path = unquote(split.path)
-        with self._lock:
+        with self.lock:
             self.requests.append((method, path))
             fault = next((one for one in self.faults if _meets(one, method, path)), None)
             if fault is not None and fault.times is not None:
@@ -385,13 +453,13 @@ class FakeWorkspace:
         if fault is not None and fault.status is not None:
             told = {"error_code": fault.code, "message": "a fault of the test"}
             retry = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-            return _json(told, fault.status, retry)
+            return json_answer(told, fault.status, retry)
         try:
             answer = self._answer(
                 method, path, dict(parse_qsl(split.query, keep_blank_values=True)), headers, body, fault
             )
         except Refused as refused:
-            answer = _json({"error_code": refused.code, "message": refused.message}, refused.status)
+            answer = json_answer({"error_code": refused.code, "message": refused.message}, refused.status)
         return None if fault is not None and fault.lose else answer
 
     def _answer(
@@ -407,22 +475,22 @@ class FakeWorkspace:
         if endpoint is None or endpoint.authorized:
             self._check_token(headers)
         if headers.get("X-Databricks-Workspace-Id") not in (None, "7"):
-            raise self._strange(f"{method} {path}: another workspace", 400, "BAD_REQUEST")
+            raise self.strange(f"{method} {path}: another workspace", 400, "BAD_REQUEST")
         if path.startswith("/api/2.0/sql/statements") and self.warehouse is not None:
             self.warehouse.port = self.port
             passed = {"Authorization": f"Bearer {fake_warehouse.TOKEN}"}
             status, told = self.warehouse.answer(method, path, passed, body)
-            return _json(told, status)
+            return json_answer(told, status)
         if endpoint is None:
-            raise self._strange(f"{method} {path}", 404, "ENDPOINT_NOT_FOUND")
+            raise self.strange(f"{method} {path}", 404, "ENDPOINT_NOT_FOUND")
         if endpoint.raw:
-            given: dict[str, Any] = {"query": query, "headers": headers, "body": body}
+            given: dict[str, Any] = {"asked": Asked(self, query, headers, body)}
         else:
             given = self._parameters(endpoint, method, query, body, groups)
         if endpoint.takes_fault:
             given["fault"] = fault
         answer = endpoint.run(self, **groups, **given)
-        return answer if isinstance(answer, Raw) else _json(answer)
+        return answer if isinstance(answer, Raw) else json_answer(answer)
 
     def _parameters(
         self, endpoint: _Endpoint, method: str, query: dict[str, str], body: bytes, groups: dict[str, str]
@@ -433,25 +501,25 @@ class FakeWorkspace:
             try:
                 told = json.loads(body or b"{}")
             except ValueError:
-                raise self._strange(f"{endpoint.pattern}: no JSON", 400, "MALFORMED_REQUEST") from None
+                raise self.strange(f"{endpoint.pattern}: no JSON", 400, "MALFORMED_REQUEST") from None
             if query or not isinstance(told, dict):
-                raise self._strange(f"{endpoint.pattern}: {query} {told}", 400, "MALFORMED_REQUEST")
+                raise self.strange(f"{endpoint.pattern}: {query} {told}", 400, "MALFORMED_REQUEST")
         if endpoint.open:
             return dict(told)
         given = {}
         for name, value in told.items():
             kind = endpoint.fields.get(name)
             if kind is None or name in groups:
-                raise self._strange(f"{endpoint.pattern}: unknown field {name}", 400, "INVALID_PARAMETER_VALUE")
+                raise self.strange(f"{endpoint.pattern}: unknown field {name}", 400, "INVALID_PARAMETER_VALUE")
             given[name] = _typed(value, kind) if told is query else value
             if type(given[name]) is not kind:
-                raise self._strange(f"{endpoint.pattern}: {name} is no {kind}", 400, "MALFORMED_REQUEST")
+                raise self.strange(f"{endpoint.pattern}: {name} is no {kind}", 400, "MALFORMED_REQUEST")
         missing = endpoint.required - set(given) - set(groups)
         if missing:
-            raise self._strange(f"{endpoint.pattern}: without {sorted(missing)}", 400, "INVALID_PARAMETER_VALUE")
+            raise self.strange(f"{endpoint.pattern}: without {sorted(missing)}", 400, "INVALID_PARAMETER_VALUE")
         return given
 
-    def _strange(self, what: str, status: int, code: str) -> Refused:
+    def strange(self, what: str, status: int, code: str) -> Refused:
         self.odd.append(what)
         return Refused(status, code, what)
 
@@ -460,7 +528,7 @@ class FakeWorkspace:
         if kind != "Bearer":
             message = "Credential was not sent or was of an unsupported type for this API."
             raise Refused(401, 401, message)
-        with self._lock:
+        with self.lock:
             token = self._tokens.get(text)
             if token is None:
                 raise Refused(403, 403, "Invalid access token.")
@@ -470,7 +538,7 @@ class FakeWorkspace:
 
     # ---- tasks
 
-    def _start(self, run: Run) -> None:
+    def start(self, run: Run) -> None:
         self.runs.append(run)
         for task in run.tasks:
             thread = threading.Thread(target=self._carry_out, args=(run, task), daemon=True)
@@ -488,11 +556,11 @@ class FakeWorkspace:
             self._end(task, _Ended("INTERNAL_ERROR", "FAILED", repr(error), "INTERNAL_ERROR"))
 
     def _end(self, task: Task, ended: _Ended) -> None:
-        task.stopped = _now()
+        task.stopped = now()
         task.message, task.code, task.result = ended.message, ended.code, ended.result
         task.state = "TERMINATING"
         self._closing.wait(self.terminating_seconds)
-        task.ended = _now()
+        task.ended = now()
         task.state = ended.state
         if task.cluster_id is not None and "new_cluster" in task.body:
             self.clusters[task.cluster_id]["state"] = "TERMINATED"
@@ -519,7 +587,7 @@ class FakeWorkspace:
             time.sleep(_TICK)
         self._assign_cluster(task)
         process = self._launch(task, self._install(run, task))
-        task.ran = _now()
+        task.ran = now()
         task.state = "RUNNING"
         crash = time.monotonic() + fault.after if fault is not None and fault.run == "crash_driver" else float("inf")
         try:
@@ -669,12 +737,13 @@ class FakeWorkspace:
         """The Python that Spark starts for functions of Python, as clean as the driver's."""
         text = (
             "#!/bin/sh\n"
-            f"export PYTHONPATH={shlex.quote(os.pathsep.join(shipped))}:$PYTHONPATH:"
-            f"{shlex.quote(os.pathsep.join(_installed()))}\n"
+            # An empty entry would be the working directory.
+            f"export PYTHONPATH={shlex.quote(''.join(f'{one}:' for one in shipped))}"
+            f"${{PYTHONPATH:+$PYTHONPATH:}}{shlex.quote(os.pathsep.join(_installed()))}\n"
             # Without .pth files and without the working directory, which is that of whoever started the JVM.
             f'exec {shlex.quote(sys.executable)} -S -P -s "$@"\n'
         )
-        with self._lock:
+        with self.lock:
             path = self.root / f"python-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
             if not path.exists():
                 path.write_text(text, encoding="utf-8")
@@ -747,7 +816,7 @@ def _kill(task: Task) -> None:
             os.killpg(task.pid, signal.SIGKILL)
 
 
-def _now() -> int:
+def now() -> int:
     return int(time.time() * 1000)
 
 
@@ -755,7 +824,7 @@ def _meets(fault: Fault, method: str, path: str) -> bool:
     return fault.times != 0 and fault.method == method and re.fullmatch(fault.path, path) is not None
 
 
-def _json(told: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Raw:
+def json_answer(told: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Raw:
     return Raw(json.dumps(told).encode(), {"Content-Type": "application/json", **(headers or {})}, status)
 
 
@@ -815,15 +884,16 @@ class _Endpoint:
 _ENDPOINTS: list[_Endpoint] = []
 
 
-def _on(method: str, pattern: str, *, raw: bool = False, authorized: bool = True) -> Callable[[Any], Any]:
+def on(method: str, pattern: str, *, raw: bool = False, authorized: bool = True) -> Callable[[Any], Any]:
     """Let the function answer these requests; raw ones see query, headers and body instead of fields."""
 
     def register(function: Any) -> Any:
         parameters = list(inspect.signature(function).parameters.values())[1:]
         hints = typing.get_type_hints(function)
-        named = {
-            one.name: hints[one.name] for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "fault"
-        }
+        named = {}
+        for one in parameters:
+            if one.kind is one.KEYWORD_ONLY and one.name != "fault":
+                named[one.name] = typing.get_origin(hints[one.name]) or hints[one.name]
         required = {one.name for one in parameters if one.name in named and one.default is one.empty}
         is_open = any(one.kind is one.VAR_KEYWORD for one in parameters)
         takes_fault = any(one.name == "fault" for one in parameters)
@@ -841,405 +911,6 @@ def _endpoint_of(method: str, path: str) -> tuple[_Endpoint | None, dict[str, st
     return None, {}
 
 
-# ---- DBFS
-
-
-def _on_dbfs(here: FakeWorkspace, path: str) -> Path:
-    """Where the path lies; the DBFS API knows no volumes."""
-    plain = path.removeprefix("dbfs:")
-    if not re.fullmatch(r"/(?!/).*", plain) or ".." in plain.split("/"):
-        raise here._strange(f"DBFS path {path!r}", 400, "INVALID_PARAMETER_VALUE")
-    if plain.startswith("/Volumes"):
-        raise here._strange(f"a volume by the DBFS API: {path}", 400, "INVALID_PARAMETER_VALUE")
-    if not here.dbfs_enabled:
-        raise Refused(403, "PERMISSION_DENIED", f"Public DBFS root is disabled. Access is denied on path: {plain}")
-    return here.local(plain)
-
-
-def _existing(here: FakeWorkspace, path: str) -> Path:
-    local = _on_dbfs(here, path)
-    if not local.exists():
-        raise Refused(404, "RESOURCE_DOES_NOT_EXIST", f"No file or directory exists on path {path}.")
-    return local
-
-
-def _info(here: FakeWorkspace, local: Path) -> dict[str, Any]:
-    status = local.stat()
-    is_dir = local.is_dir()
-    return {
-        "path": f"/{local.relative_to(here.dbfs).as_posix()}".replace("/.", "/"),
-        "is_dir": is_dir,
-        "file_size": 0 if is_dir else status.st_size,
-        "modification_time": int(status.st_mtime * 1000),
-    }
-
-
-def _decoded(here: FakeWorkspace, text: str) -> bytes:
-    try:
-        content = base64.b64decode(text, validate=True)
-    except ValueError:
-        raise here._strange("data that is no base64", 400, "MALFORMED_REQUEST") from None
-    if len(content) > _BLOCK:
-        raise Refused(400, "MAX_BLOCK_SIZE_EXCEEDED", f"The block of {len(content)} bytes exceeds 1 MB.")
-    return content
-
-
-@_on("POST", "/api/2.0/dbfs/create")
-def _create(here: FakeWorkspace, *, path: str, overwrite: bool = False) -> object:
-    local = _on_dbfs(here, path)
-    if local.is_dir() or (local.exists() and not overwrite):
-        raise Refused(400, "RESOURCE_ALREADY_EXISTS", f"A file or directory already exists at the input path {path}.")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    with here._lock:
-        handle = next(here._numbers)
-        part = here.root / f"handle-{handle}"
-        part.touch()
-        here._handles[handle] = (part, local)
-    return {"handle": handle}
-
-
-def _handle(here: FakeWorkspace, handle: int) -> tuple[Path, Path]:
-    if handle not in here._handles:
-        raise Refused(404, "RESOURCE_DOES_NOT_EXIST", f"No stream opened with handle {handle}.")
-    return here._handles[handle]
-
-
-@_on("POST", "/api/2.0/dbfs/add-block")
-def _add_block(here: FakeWorkspace, *, handle: int, data: str) -> object:
-    content = _decoded(here, data)
-    with _handle(here, handle)[0].open("ab") as file:
-        file.write(content)
-    return {}
-
-
-@_on("POST", "/api/2.0/dbfs/close")
-def _close_handle(here: FakeWorkspace, *, handle: int) -> object:
-    part, local = _handle(here, handle)
-    del here._handles[handle]
-    part.replace(local)
-    return {}
-
-
-@_on("POST", "/api/2.0/dbfs/put")
-def _put(here: FakeWorkspace, *, path: str, contents: str, overwrite: bool = False) -> object:
-    local = _on_dbfs(here, path)
-    if local.is_dir() or (local.exists() and not overwrite):
-        raise Refused(400, "RESOURCE_ALREADY_EXISTS", f"A file or directory already exists at the input path {path}.")
-    content = _decoded(here, contents)
-    local.parent.mkdir(parents=True, exist_ok=True)
-    local.write_bytes(content)
-    return {}
-
-
-@_on("GET", "/api/2.0/dbfs/read")
-def _read(here: FakeWorkspace, *, path: str, offset: int = 0, length: int = _READ) -> object:
-    local = _existing(here, path)
-    if local.is_dir() or offset < 0 or length < 0:
-        raise Refused(400, "INVALID_PARAMETER_VALUE", f"Cannot read {path} from {offset} for {length} bytes.")
-    if length > _BLOCK:
-        raise Refused(400, "MAX_READ_SIZE_EXCEEDED", f"The read length {length} exceeds 1 MB.")
-    with local.open("rb") as file:
-        file.seek(offset)
-        content = file.read(length)
-    return {"bytes_read": len(content), "data": base64.b64encode(content).decode()}
-
-
-@_on("GET", "/api/2.0/dbfs/get-status")
-def _get_status(here: FakeWorkspace, *, path: str) -> object:
-    return _info(here, _existing(here, path))
-
-
-@_on("GET", "/api/2.0/dbfs/list")
-def _list(here: FakeWorkspace, *, path: str) -> object:
-    local = _existing(here, path)
-    found = sorted(local.iterdir()) if local.is_dir() else [local]
-    return {"files": [_info(here, one) for one in found]} if found else {}
-
-
-@_on("POST", "/api/2.0/dbfs/mkdirs")
-def _mkdirs(here: FakeWorkspace, *, path: str) -> object:
-    local = _on_dbfs(here, path)
-    if local.is_file():
-        raise Refused(400, "RESOURCE_ALREADY_EXISTS", f"A file already exists at {path}.")
-    local.mkdir(parents=True, exist_ok=True)
-    return {}
-
-
-@_on("POST", "/api/2.0/dbfs/delete")
-def _delete(here: FakeWorkspace, *, path: str, recursive: bool = False) -> object:
-    local = _existing(here, path)
-    if local.is_file():
-        local.unlink()
-    elif recursive or not any(local.iterdir()):
-        shutil.rmtree(local)
-    else:
-        raise Refused(400, "IO_ERROR", f"The directory {path} is not empty.")
-    return {}
-
-
-# ---- jobs
-
-_JOBS = r"/api/2\.[12]/jobs/runs"
-_SUBMITTED = set(inspect.signature(jobs.JobsAPI.submit).parameters) - {"self"}
-
-
-@_on("POST", f"{_JOBS}/submit")
-def _submit(here: FakeWorkspace, fault: Fault | None = None, **body: Any) -> object:
-    _check_submitted(here, body)
-    token = body.get("idempotency_token")
-    with here._lock:
-        for run in here.runs:
-            if token and run.body.get("idempotency_token") == token:
-                return {"run_id": run.run_id}
-        run_id, job_id = next(here._numbers), next(here._numbers)
-        tasks = []
-        for one in body["tasks"]:
-            task_id = next(here._numbers)
-            folder = here.root / "runs" / str(task_id)
-            folder.mkdir()
-            cluster = one.get("existing_cluster_id")
-            tasks.append(Task(one["task_key"], task_id, one, folder, cluster_id=cluster, started=_now()))
-        fault = fault if fault is not None and fault.run is not None else None
-        here._start(Run(run_id, job_id, body, tasks, fault, _now()))
-    return {"run_id": run_id}
-
-
-def _check_submitted(here: FakeWorkspace, body: dict[str, Any]) -> None:
-    def refuse(message: str) -> Refused:
-        return here._strange(f"runs/submit: {message}", 400, "INVALID_PARAMETER_VALUE")
-
-    if unknown := set(body) - _SUBMITTED:
-        raise refuse(f"unknown fields {sorted(unknown)}")
-    if not body.get("tasks"):
-        raise refuse("no tasks")
-    if len(body.get("idempotency_token", "")) > 64:
-        raise refuse("an idempotency token of more than 64 characters")
-    environments = {}
-    for one in body.get("environments", []):
-        if lost := _lost(one, jobs.JobEnvironment.from_dict(one).as_dict()):
-            raise refuse(f"unknown fields {lost} in an environment")
-        if not {"client", "environment_version"} & set(one.get("spec", {})):
-            raise refuse("an environment without its version")
-        environments[one["environment_key"]] = one
-    keys = [one.get("task_key") for one in body["tasks"]]
-    if None in keys or len(set(keys)) != len(keys):
-        raise refuse("task keys must be there and differ")
-    for one in body["tasks"]:
-        if lost := _lost(one, jobs.SubmitTask.from_dict(one).as_dict()):
-            raise refuse(f"unknown fields {lost} in a task")
-        if one.get("depends_on") or "spark_python_task" not in one or not one["spark_python_task"].get("python_file"):
-            raise refuse("this workspace runs nothing but files of Python that depend on no other task")
-        where = {"existing_cluster_id", "new_cluster", "environment_key"} & set(one)
-        if len(where) != 1:
-            raise refuse(f"a task needs one of a cluster and an environment, and has {sorted(where)}")
-        if "environment_key" in one:
-            if one["environment_key"] not in environments:
-                raise refuse(f"there is no environment {one['environment_key']}")
-            if one.get("libraries"):
-                message = "Libraries field is not supported for serverless task"
-                raise refuse(f"{message}, please specify libraries in environment.")
-        if one.get("existing_cluster_id", CLUSTER) not in here.clusters:
-            raise Refused(400, "INVALID_PARAMETER_VALUE", f"Cluster {one['existing_cluster_id']} does not exist")
-        if "new_cluster" in one:
-            _check_cluster(refuse, one["new_cluster"])
-
-
-def _check_cluster(refuse: Callable[[str], Refused], new: dict[str, Any]) -> None:
-    if lost := _lost(new, compute.ClusterSpec.from_dict(new).as_dict()):
-        raise refuse(f"unknown fields {lost} in a cluster")
-    for alternatives in (
-        {"spark_version"},
-        {"node_type_id", "instance_pool_id", "policy_id"},
-        {"num_workers", "autoscale", "policy_id"},
-    ):
-        if not alternatives & set(new):
-            raise refuse(f"a cluster without {sorted(alternatives)}")
-    if "cluster_name" in new:
-        raise refuse("Cluster name is not supported in job clusters")
-
-
-def _lost(told: Any, kept: Any, path: str = "") -> list[str]:
-    """What the SDK's classes, which are the API's documentation, do not know."""
-    if isinstance(told, dict) and isinstance(kept, dict):
-        lost = [f"{path}.{key}" for key in told if key not in kept and told[key]]
-        return lost + [one for key in kept if key in told for one in _lost(told[key], kept[key], f"{path}.{key}")]
-    if isinstance(told, list) and isinstance(kept, list):
-        return [one for pair in zip(told, kept, strict=True) for one in _lost(*pair, path)]
-    return [] if told == kept else [path]
-
-
-@_on("GET", f"{_JOBS}/get")
-def _get_run(
-    here: FakeWorkspace,
-    *,
-    run_id: int,
-    include_history: bool = False,
-    include_resolved_values: bool = False,
-    page_token: str = "",
-) -> object:
-    run = here.run(run_id)
-    for task in run.tasks:
-        if task.run_id == run_id:
-            return _told_task(here, run, task) | {"job_id": run.job_id, "tasks": [_told_task(here, run, task)]}
-    return _told_run(here, run)
-
-
-@_on("GET", f"{_JOBS}/list")
-def _list_runs(
-    here: FakeWorkspace,
-    *,
-    active_only: bool = False,
-    completed_only: bool = False,
-    expand_tasks: bool = False,
-    job_id: int = 0,
-    limit: int = 20,
-    offset: int = 0,
-    page_token: str = "",
-    run_type: str = "",
-    start_time_from: int = 0,
-    start_time_to: int = 2**62,
-) -> object:
-    if not 0 <= limit <= 25 or (active_only and completed_only):
-        raise here._strange(f"runs/list: {limit} {active_only} {completed_only}", 400, "INVALID_PARAMETER_VALUE")
-    found = [
-        run
-        for run in reversed(here.runs)
-        if not (run.ended if active_only else completed_only and not run.ended)
-        and job_id in (0, run.job_id)
-        and run_type in ("", "SUBMIT_RUN")
-        and start_time_from <= run.started <= start_time_to
-    ]
-    begin = int(page_token or offset)
-    end = begin + (limit or 25)
-    told = []
-    for run in found[begin:end]:
-        one = _told_run(here, run)
-        if not expand_tasks:
-            del one["tasks"]
-        told.append(one)
-    more: dict[str, Any] = {"has_more": end < len(found)}
-    if more["has_more"]:
-        more["next_page_token"] = str(end)
-    return ({"runs": told} if told else {}) | more
-
-
-@_on("GET", f"{_JOBS}/get-output")
-def _get_output(here: FakeWorkspace, *, run_id: int) -> object:
-    run = here.run(run_id)
-    for task in run.tasks:
-        if task.run_id == run_id:
-            told: dict[str, Any] = {"metadata": _told_task(here, run, task) | {"job_id": run.job_id}}
-            if task.stdout.exists():
-                logs = task.stdout.read_text(encoding="utf-8", errors="replace")
-                told |= {"logs": logs[-5 * 2**20 :], "logs_truncated": len(logs) > 5 * 2**20}
-            if task.failure.exists():
-                told |= json.loads(task.failure.read_text(encoding="utf-8"))
-            elif task.result == "FAILED":
-                told["error"] = task.message
-            return told
-    message = (
-        "Retrieving the output of runs with multiple tasks is not supported. "
-        "Please retrieve the output of each individual task run instead."
-    )
-    raise Refused(400, "INVALID_PARAMETER_VALUE", message)
-
-
-@_on("POST", f"{_JOBS}/cancel")
-def _cancel(here: FakeWorkspace, *, run_id: int) -> object:
-    here.run(run_id).cancelled.set()
-    return {}
-
-
-def _state(life: str, result: str | None, message: str) -> dict[str, Any]:
-    told: dict[str, Any] = {"life_cycle_state": life, "state_message": message}
-    if result is not None:
-        told["result_state"] = result
-    return told | {"user_cancelled_or_timedout": result in ("CANCELED", "TIMEDOUT")}
-
-
-def _status(life: str, code: str | None, message: str) -> dict[str, Any]:
-    if life not in _ENDED:
-        return {"state": life}
-    kind = {"SUCCESS": "SUCCESS", "DRIVER_ERROR": "CLOUD_FAILURE", "INTERNAL_ERROR": "INTERNAL_ERROR"}
-    details = {"code": code, "type": kind.get(str(code), "CLIENT_ERROR"), "message": message}
-    return {"state": "TERMINATED", "termination_details": details}
-
-
-def _told_run(here: FakeWorkspace, run: Run) -> dict[str, Any]:
-    life, result, message = run.state
-    ended = max(task.ended for task in run.tasks) if life in _ENDED else 0
-    code = next((task.code for task in run.tasks if task.result != "SUCCESS"), "SUCCESS")
-    told = {
-        "job_id": run.job_id,
-        "run_id": run.run_id,
-        "number_in_job": run.run_id,
-        "creator_user_name": "someone@example.com",
-        "state": _state(life, result, message),
-        "status": _status(life, code, message),
-        "start_time": run.started,
-        # Of a run of tasks these are 0.
-        "setup_duration": 0,
-        "execution_duration": 0,
-        "cleanup_duration": 0,
-        "end_time": ended,
-        "trigger": "ONE_TIME",
-        "run_name": run.body.get("run_name", "Untitled"),
-        "run_page_url": f"{here.url}/?o=7#job/{run.job_id}/run/{run.run_id}",
-        "run_type": "SUBMIT_RUN",
-        "format": "MULTI_TASK",
-        "tasks": [_told_task(here, run, task) for task in run.tasks],
-    }
-    return told | ({"run_duration": ended - run.started} if ended else {})
-
-
-def _told_task(here: FakeWorkspace, run: Run, task: Task) -> dict[str, Any]:
-    told = {
-        **{key: value for key, value in task.body.items() if key != "timeout_seconds"},
-        "run_id": task.run_id,
-        "run_page_url": f"{here.url}/?o=7#job/{run.job_id}/run/{task.run_id}",
-        "state": _state(task.state, task.result, task.message),
-        "status": _status(task.state, task.code, task.message),
-        "start_time": task.started,
-        "setup_duration": max(0, (task.ran or task.ended) - task.started) if task.ran or task.ended else 0,
-        "execution_duration": max(0, task.stopped - task.ran) if task.ran and task.stopped else 0,
-        "cleanup_duration": max(0, task.ended - task.stopped) if task.ended and task.stopped else 0,
-        "end_time": task.ended,
-        "attempt_number": 0,
-    }
-    if task.cluster_id is not None:
-        context = {"spark_context_id": str(task.run_id)} if task.ran else {}
-        told["cluster_instance"] = {"cluster_id": task.cluster_id, **context}
-    return told
-
-
-# ---- clusters, secrets
-
-
-@_on("GET", "/api/2.[01]/clusters/get")
-def _get_cluster(here: FakeWorkspace, *, cluster_id: str) -> object:
-    if cluster_id not in here.clusters:
-        raise Refused(400, "INVALID_PARAMETER_VALUE", f"Cluster {cluster_id} does not exist")
-    return here.clusters[cluster_id]
-
-
-@_on("GET", "/api/2.0/secrets/get")
-def _get_secret(here: FakeWorkspace, *, scope: str, key: str) -> object:
-    if scope not in here.secrets:
-        raise Refused(404, "RESOURCE_DOES_NOT_EXIST", f"Scope {scope} does not exist!")
-    if key not in here.secrets[scope]:
-        raise Refused(404, "RESOURCE_DOES_NOT_EXIST", f"Secret {key} does not exist!")
-    return {"key": key, "value": base64.b64encode(here.secrets[scope][key].encode()).decode()}
-
-
-# ---- who is who
-
-
-@_on("GET", "/.well-known/databricks-config", authorized=False)
-def _about(here: FakeWorkspace) -> object:
-    """Newer SDKs ask each host who it is, before anybody is signed in."""
-    return {"oidc_endpoint": f"{here.url}/oidc", "workspace_id": "7", "account_id": str(uuid.UUID(int=1))}
-
-
 @contextmanager
 def serving(
     root: Path,
@@ -1252,6 +923,8 @@ def serving(
     warehouse: fake_warehouse.FakeWarehouse | None = None,
 ) -> Iterator[FakeWorkspace]:
     """A workspace; its tasks end with it, and nobody may have asked it for what is not documented."""
+    # Registers what answers.
+    importlib.import_module("bronze_assets_tests.fake_workspace_api")
     state = FakeWorkspace(
         root.absolute(),
         gateway=gateway,
@@ -1264,7 +937,7 @@ def serving(
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self._body()
             answer = state.answer(self.command, self.path, dict(self.headers), body)
             if answer is None:
                 self.close_connection = True
@@ -1277,6 +950,17 @@ def serving(
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(answer.content)
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            # So `requests` sends streams whose length it does not see, and empty ones.
+            content = b""
+            while size := int(self.rfile.readline().partition(b";")[0], 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return content
 
         do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = do_PATCH = _answer  # noqa: N815
 
@@ -1295,3 +979,4 @@ def serving(
         thread.join()
         server.server_close()
     assert state.odd == []
+    assert warehouse is None or warehouse.odd == []
