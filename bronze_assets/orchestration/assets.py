@@ -18,7 +18,7 @@ from bronze_assets.audit import AUDIT_LOG, LoadRecord
 from bronze_assets.errors import BronzeError, DeclarationError, LoadRefused, SchemaMismatch
 from bronze_assets.orchestration.checks import check_results, check_specs, failed_checks, schema_mismatch
 from bronze_assets.orchestration.freshness import freshness_policy
-from bronze_assets.orchestration.resources import STEP_LAUNCHER, Loader
+from bronze_assets.orchestration.resources import Loader
 from bronze_assets.orchestration.runs import (
     BATCH_TAG,
     CADENCE_TAG,
@@ -176,13 +176,15 @@ def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition
         freshness_policy=freshness_policy(table),
         check_specs=check_specs(table, key),
         pool=f"load_{table.name}",
-        required_resource_keys={STEP_LAUNCHER},
         op_tags={TABLE_TAG: table.name},
         # A dry run ends well and materialises nothing.
         output_required=False,
     )
     def bronze_table(
-        context: dg.AssetExecutionContext, config: LoadConfig, loader: dg.ResourceParam[Loader]
+        context: dg.AssetExecutionContext,
+        config: LoadConfig,
+        loader: dg.ResourceParam[Loader],
+        pyspark_step_launcher: dg.ResourceParam[Any],  # noqa: ARG001  asked for: Dagster gives the step to it
     ) -> Iterator[EventOrResult]:
         yield from _materialise(context, config, loader, table, settings)
 

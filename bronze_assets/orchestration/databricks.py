@@ -81,7 +81,6 @@ def launcher_config(settings: Settings, run_id: str) -> dict[str, Any]:
         "permissions": {},
         "env_variables": settings.remote_environment() | {"BRONZE_SHIPPED": shipping.manifest()},
         "secrets_to_env_variables": [],
-        "storage": {},
         "local_dagster_job_package_path": str(shipping.clean_copy(settings)),
         "staging_prefix": there.staging_prefix,
         "poll_interval_sec": there.poll_seconds,
