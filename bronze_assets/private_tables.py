@@ -19,8 +19,8 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.sql import DataFrame
-from pyspark.sql.pandas.types import to_arrow_schema
 
+from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.control_tables import ControlTables, retried, unwritable
 from bronze_assets.errors import LakeError, StaleBase, TableBusy
 
@@ -46,7 +46,7 @@ class PrivateTables(ControlTables):
         change feed and statistics, and keeps no removed files.
         """
         path = str(self.path(schema, name))
-        self._ensure_private(path, to_arrow_schema(rows.schema, timezone="UTC"))
+        self._ensure_private(path, arrow_schema(rows.schema))
         same = " and ".join(f"t.`{column}` = n.`{column}`" for column in on)
         rows.createOrReplaceTempView(_INCOMING)
         try:
