@@ -127,9 +127,9 @@ class FileLoad:
         versions = attempt.versions(size.rows, size.version, without=others) if size else None
         try:
             frames = self._frames(batch_id, readable, extra, versions)
-            counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
+            counted, told = frames.counted(frames.outcomes(frames.judged(), versions))
             counted.write.format("noop").mode("overwrite").save()
-            done = frames.record(observation.get, attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
+            done = frames.record(told(), attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
         finally:
             shutil.rmtree(self._staging(batch_id), ignore_errors=True)
         return replace(done, files=record.files, files_quarantined=record.files_quarantined)
