@@ -25,8 +25,6 @@ from typing import Any
 import delta.tables
 import pyarrow as pa
 from deltalake import DeltaTable
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -35,6 +33,7 @@ from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.control_tables import delta_identifier, sql_literal
 from bronze_assets.errors import LakeError, StaleBase
 from bronze_assets.private_tables import PrivateTables
+from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -232,8 +231,7 @@ class Lakehouse(PrivateTables):
             writer = writer.mode("append")
         try:
             writer.save(path)
-        except (PySparkException, Py4JError) as error:
-            # Delta's own exceptions come as py4j's in classic Spark.
+        except SPARK_ERRORS as error:
             if OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
