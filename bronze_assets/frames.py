@@ -224,12 +224,12 @@ class Frames(abc.ABC):
         rows = self._with_bad_rows(outcomes).select(shown).select("one.*")
         first = Window.partitionBy("number").orderBy("order")
         most = max(sample.most for sample in wanted)
-        found = rows.withColumn("rank", F.row_number().over(first)).where(F.col("rank") <= most)
+        ranked = rows.withColumn("rank", F.row_number().over(first)).where(F.col("rank") <= most)
+        found = ranked.agg(F.sort_array(F.collect_list(F.struct("number", "rank", "text")))).first()
         told: dict[str, list[str]] = {sample.name: [] for sample in wanted}
-        for row in sorted(found.collect(), key=lambda row: int(row["rank"])):
-            sample = wanted[row["number"]]
-            if row["rank"] <= sample.most:
-                told[sample.name].append(row["text"])
+        for number, rank, text in found[0] if found is not None else ():
+            if rank <= wanted[number].most:
+                told[wanted[number].name].append(text)
         return {**counts, **told}
 
     def versions(self, counted: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
