@@ -101,7 +101,7 @@ class Attempt:
         table, lake, batch_id = self.table, self.bench.lake, batch.id
         with engine.sized(self.bench.session, input_bytes):
             judged = frames.judged()
-            counted, observation = frames.counted(frames.outcomes(judged, versions))
+            counted, told = frames.counted(frames.outcomes(judged, versions))
             commit = lake.append(
                 # One moment for all batches: it is a constant in Spark's code, which would be compiled anew for each.
                 frames.versions(counted, batch_id, position, self.started),
@@ -111,7 +111,7 @@ class Attempt:
                 replace_where=replace_where,
                 new_columns=bool(frames.extra),
             )
-            counts = observation.get
+            counts = told()
             record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
             completed = complete(record)
             if completed is None:

@@ -16,8 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
+from delta.tables import DeltaTableBuilder
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql.pandas.types import from_arrow_type
 from typing_extensions import override
@@ -25,6 +24,7 @@ from typing_extensions import override
 from bronze_assets.errors import LakeError
 from bronze_assets.leases import alone as alone_in
 from bronze_assets.leases import beside
+from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.storage import (
     OVERTAKEN,
     TIDY_FILES,
@@ -239,6 +239,10 @@ class CatalogStorage(Storage):
         writer.saveAsTable(self.identifier(location))
 
     @override
+    def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
+        return builder.tableName(self.identifier(location))
+
+    @override
     def next_load(self, location: str, loads: str, base: int) -> int:
         """One more than the version of the load before, as the history marks it.
 
@@ -300,7 +304,7 @@ class CatalogStorage(Storage):
     def _tried(self, statement: str) -> DataFrame | None:
         try:
             return self._session().sql(statement)
-        except (PySparkException, Py4JError):
+        except SPARK_ERRORS:
             return None
 
 
@@ -320,7 +324,7 @@ def _told(location: str) -> Iterator[None]:
     """What the catalog refuses is told by kind: its words may quote."""
     try:
         yield
-    except (PySparkException, Py4JError) as error:
+    except SPARK_ERRORS as error:
         raise LakeError(
             f"{location} cannot be read ({_kind(error)}).",
             "see that it is there and that who runs this may use it: `python -m bronze_assets doctor`.",
@@ -331,7 +335,7 @@ def _told(location: str) -> Iterator[None]:
 def _written(location: str) -> Iterator[None]:
     try:
         yield
-    except (PySparkException, Py4JError) as error:
+    except SPARK_ERRORS as error:
         if OVERTAKEN.search(str(error)[:2000]):
             raise Conflict(location) from error
         raise unwritable(location, error) from error

@@ -15,20 +15,20 @@ import datetime as dt
 import functools
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
+import delta.tables
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from bronze_assets import engine
+from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.catalog_storage import CatalogStorage
 from bronze_assets.errors import StaleBase
 from bronze_assets.private_tables import PrivateTables
 from bronze_assets.settings import Settings
+from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.storage import OVERTAKEN, Commit, Described, FolderStorage, TableSize, spark_literal, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
 _LOAD_DATE_COMMENT = "Day of loading."
-_RESCUED_COLUMN = f"`{RESCUED}` string comment 'Values of columns that the table does not have, as JSON.'"
+_RESCUED_COMMENT = "Values of columns that the table does not have, as JSON."
+_RESCUED_COLUMN = f"`{RESCUED}` string comment '{_RESCUED_COMMENT}'"
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -98,14 +99,14 @@ class Lakehouse(PrivateTables):
     def ensure(self, session: SparkSession, table: BronzeTable) -> None:
         """Make the bronze table and its quarantine where they are missing."""
         if not self.exists(table.schema, table.name):
-            session.sql(self._create_statement(table))
+            self._make(session, table)
         elif table.feed is not None and RESCUED not in self._names(table):
             session.sql(f"alter table {self.identifier(table.schema, table.name)} add columns ({_RESCUED_COLUMN})")
         place = self.location(table.schema, table.quarantine_name)
         if not self.storage.exists(place):
             self.storage.create(
                 place,
-                to_arrow_schema(QUARANTINE, timezone="UTC"),
+                arrow_schema(QUARANTINE),
                 {**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
                 description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
             )
@@ -173,8 +174,7 @@ class Lakehouse(PrivateTables):
             writer = writer.mode("append")
         try:
             self.storage.save(writer, place)
-        except (PySparkException, Py4JError) as error:
-            # Delta's own exceptions come as py4j's in classic Spark.
+        except SPARK_ERRORS as error:
             if OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
@@ -453,30 +453,27 @@ class Lakehouse(PrivateTables):
                 return commit
         return None
 
-    def _create_statement(self, table: BronzeTable) -> str:
-        columns = [
-            f"`{c.name}` {c.type.simpleString()}{' not null' if c.key else ''} comment {spark_literal(c.description)}"
-            for c in table.columns
-        ]
-        columns += [
-            f"`{name}` {kind.simpleString()} comment {spark_literal(text)}"
-            for name, (kind, text) in METADATA_COLUMNS.items()
-        ]
+    def _make(self, session: SparkSession, table: BronzeTable) -> None:
+        # In SQL, Delta knows generated columns only from 4.4 on.
+        made = self.storage.named(
+            delta.tables.DeltaTable.createIfNotExists(session), self.location(table.schema, table.name)
+        )
+        made = made.comment(table.description)
+        for column in table.columns:
+            made = made.addColumn(column.name, column.type, nullable=not column.key, comment=column.description)
+        for name, (kind, text) in METADATA_COLUMNS.items():
+            made = made.addColumn(name, kind, comment=text)
         if table.feed is not None:
-            columns.append(_RESCUED_COLUMN)
+            made = made.addColumn(RESCUED, "string", comment=_RESCUED_COMMENT)
         layout = table.layout.partition_by
         if layout == LOAD_DATE:
-            columns.append(
-                f"{LOAD_DATE} date generated always as ({_LOAD_DATE_OF}) comment {spark_literal(_LOAD_DATE_COMMENT)}"
-            )
+            made = made.addColumn(LOAD_DATE, "date", generatedAlwaysAs=_LOAD_DATE_OF, comment=_LOAD_DATE_COMMENT)
+        if layout:
+            made = made.partitionedBy(layout)
         statistics = ",".join([*(c.name for c in table.key), "batch_id"])
-        return (
-            f"create table if not exists {self.identifier(table.schema, table.name)} ({', '.join(columns)}) using delta"
-            + (f" partitioned by (`{layout}`)" if layout else "")
-            + f" comment {spark_literal(table.description)}"
-            + " "
-            + _properties({**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics})
-        )
+        for name, value in {**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics}.items():
+            made = made.property(name, value)
+        made.execute()
 
     @staticmethod
     def _stale(table: BronzeTable) -> StaleBase:
@@ -485,10 +482,6 @@ class Lakehouse(PrivateTables):
             "load the partition again; loads of one table belong into one Dagster pool.",
             table=table.name,
         )
-
-
-def _properties(properties: Mapping[str, str]) -> str:
-    return "tblproperties (" + ", ".join(f"'{key}' = '{value}'" for key, value in properties.items()) + ")"
 
 
 def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = None) -> Lakehouse:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
-from pyspark.sql.pandas.types import to_arrow_schema
 
+from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.control_tables import ControlTables, retried
 from bronze_assets.errors import StaleBase
 from bronze_assets.storage import Change, Conflict
@@ -36,7 +36,7 @@ class PrivateTables(ControlTables):
         change feed and statistics, and keeps no removed files.
         """
         place = self.location(schema, name)
-        self.storage.create(place, to_arrow_schema(rows.schema, timezone="UTC"), PRIVATE)
+        self.storage.create(place, arrow_schema(rows.schema), PRIVATE)
         same = " and ".join(f"t.`{column}` = n.`{column}`" for column in on)
         rows.createOrReplaceTempView(_INCOMING)
         try:

@@ -77,10 +77,11 @@ class SnapshotLoad:
         with snapshot.reading(table):
             source = _contract(table, snapshot, scope, attempt.options)
             frames = self._frames(scope, snapshot, source)
-            counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
+            counted, told = frames.counted(frames.outcomes(frames.judged(), versions))
             counted.write.format("noop").mode("overwrite").save()
+            counts = told()
         batch_id = attempt.log.next_id(attempt.partition)
-        return frames.record(observation.get, attempt.partition, batch_id, attempt.started, bench.clock(), position)
+        return frames.record(counts, attempt.partition, batch_id, attempt.started, bench.clock(), position)
 
     def _batch(
         self, batch_id: str, scope: Scope, snapshot: Snapshot, source: SourceTable, replaces: bool

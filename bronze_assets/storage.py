@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 import pyarrow as pa
+from delta.tables import DeltaTableBuilder
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
@@ -220,6 +221,10 @@ class Storage(ABC):
     @abstractmethod
     def save(self, writer: DataFrameWriter, location: str) -> None:
         """Write rows by Spark."""
+
+    @abstractmethod
+    def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
+        """The builder of a table that is to be there."""
 
     @abstractmethod
     def next_load(self, location: str, loads: str, base: int) -> int:
@@ -438,6 +443,10 @@ class FolderStorage(Storage):
     @override
     def save(self, writer: DataFrameWriter, location: str) -> None:
         writer.save(location)
+
+    @override
+    def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
+        return builder.location(location)
 
     @override
     def next_load(self, location: str, loads: str, base: int) -> int:

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyspark.sql.types as T
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from bronze_assets import __main__ as command_line
 from bronze_assets import lakehouse, private_tables
 from bronze_assets.access import ACCESS_LOG, ERASURE_LOG, SUBJECT_KEYS, TOKEN_VAULT
+from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home as demo_home
@@ -108,7 +108,7 @@ class Lake:
 
     def quarantine(self, *rows: Mapping[str, Any]) -> None:
         """The quarantine anew."""
-        schema = to_arrow_schema(lakehouse.QUARANTINE, timezone="UTC")
+        schema = arrow_schema(lakehouse.QUARANTINE)
         folder = Path(self.lake.location(SCHEMA, QUARANTINE))
         shutil.rmtree(folder, ignore_errors=True)
         DeltaTable.create(str(folder), schema, configuration={**lakehouse._PROPERTIES})

@@ -25,8 +25,9 @@ import pandera.pyspark as pa
 import pyspark.sql.types as T
 import pytest
 from py4j.protocol import Py4JJavaError
+from pyspark.sql import functions as F
 
-from bronze_assets import audit
+from bronze_assets import audit, frames, quality
 from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import inventory
 from bronze_assets.catalog.inventory import TABLES
@@ -593,16 +594,23 @@ def test_a_deleted_version_holds_the_key_alone_and_is_written_once(lab: Lab) -> 
 
 
 @pytest.mark.parametrize(
-    ("bad", "name", "passes"),
+    ("bad", "name", "again", "apart"),
     [
-        (3, 'a \\ quote " and\nlines, {braces}, ćwierć, 𝄞', 1),
-        (1000, "bad", 1),
-        (1001, "bad", 2),
-        (1, "long" * 1001, 2),
+        (3, 'a \\ quote " and\nlines, {braces}, ćwierć, 𝄞', False, False),
+        (1000, "bad", False, False),
+        (1001, "bad", True, False),
+        (1, "long" * 1001, True, False),
+        (3, 'a \\ quote " and\nlines, {braces}, ćwierć, 𝄞', False, True),
+        (1001, "bad", True, True),
     ],
-    ids=["odd text", "as many as are brought along", "one more", "too long"],
+    ids=["odd text", "as many as are brought along", "one more", "too long", "before 4.2", "before 4.2, one more"],
 )
-def test_the_source_is_read_once_unless_very_much_of_it_is_bad(lab: Lab, bad: int, name: str, passes: int) -> None:
+def test_the_source_is_read_once_unless_very_much_of_it_is_bad(
+    lab: Lab, spark: SparkSession, bad: int, name: str, again: bool, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = apart or not frames._samples_while_counting(spark)
+    monkeypatch.setattr(frames, "_samples_while_counting", lambda _: not apart)
+    passes = 1 + again + apart
     lab.make("products", [(1, "Lamp", "Home", 5), (2, "Chair", "Home", 7)])
     lab.sql(f"insert into tests.products select 100 + n, %s, 'Home', 'NaN' from generate_series(1, {bad}) n", name)
     rows = "select seq_tup_read from pg_stat_user_tables where relname = 'products'"
@@ -611,6 +619,9 @@ def test_the_source_is_read_once_unless_very_much_of_it_is_bad(lab: Lab, bad: in
     record = lab.load(PRODUCTS)
 
     assert (record.read, record.quarantined) == (bad + 2, bad)
+    hashes = spark.createDataFrame([(str(100 + n),) for n in range(1, bad + 1)], "key string")
+    first = [row.key for row in hashes.orderBy(F.xxhash64("key")).take(frames.EXAMPLES)]
+    assert list(record.rules[quality.PARSED].examples) == first
     held = {row["row_key"]: json.loads(row["raw_row"]) for row in lab.quarantine(PRODUCTS)}
     assert held == {
         str(100 + n): {"product_id": str(100 + n), "product_name": name, "category": "Home", "unit_price": "NaN"}

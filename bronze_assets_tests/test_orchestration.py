@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
 import re
 import subprocess
@@ -293,6 +294,35 @@ def test_only_the_wiring_and_the_orchestration_import_dagster() -> None:
         if re.search(r"^\s*(import|from) dagster\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert {name for name in importing if not name.startswith("orchestration/")} == {"definitions.py"}
+
+
+LOCAL_ONLY = {
+    "engine.py": {"_jvm"},
+    "warm_engine.py": {"sparkContext", "SparkContext", "_gateway", "_jsparkSession"},
+    # What is caught may come over py4j.
+    "spark_errors.py": {"py4j"},
+    # Over Spark Connect it runs in a process of the server's, which knows no ledger.
+    "sources/autoloader.py": {"foreachBatch"},
+}
+"""Module → what it uses of Spark that Spark Connect does not serve, and so neither serverless compute nor a shared
+cluster. Only the two engines may, which start a JVM of their own, and what is yet to be done."""
+
+
+def test_loads_use_nothing_that_spark_connect_does_not_serve() -> None:
+    package = Path(bronze_assets.__file__).parent
+    internals = (
+        r"_jvm|_jdf|_jc|_jconf|_jsc|_jsparkSession|_gateway|_sc|sparkContext|SparkContext|rdd|py4j|parallelize|"
+        r"foreachBatch|foreachPartition|foreach|persist|unpersist|cache|checkpoint|localCheckpoint|toLocalIterator"
+    )
+    found: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+        if used := {name for name in names if re.fullmatch(internals, name)}:
+            found[path.relative_to(package).as_posix()] = used
+    assert found == LOCAL_ONLY
 
 
 def spec_of(name: str, settings: Settings) -> dg.AssetSpec:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from bronze_assets.access import DERIVED_TABLES
 from bronze_assets.errors import LakeError, PrivacyRefused
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.storage import OVERTAKEN, Described, sql_literal
 from bronze_assets.table import BronzeTable
 
@@ -245,7 +244,7 @@ def _swept(
             rows = lake.forget_derived(session, found.location, found.key, keys, mark, derived.blanks)
             _vacuum(lake, found)
             return rows
-        except (PySparkException, Py4JError) as error:
+        except SPARK_ERRORS as error:
             overtaken = OVERTAKEN.search(str(error)[:2000])
             why = "others kept changing it" if overtaken else type(error).__name__
             if not left or not overtaken:

@@ -18,8 +18,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -29,6 +27,7 @@ from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.sources.inspection import Inspected, parquet_file, strange_type
 from bronze_assets.sources.landing import LandedFile, LandingZone, staged
 from bronze_assets.sources.packing import ANY, ARRIVED, FILE, NATURAL, Packed, UsualLines, is_packed, pack
+from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.table import DATE_FORMAT, RESCUED, TIMESTAMP_FORMAT, BronzeTable, Feed
 
 POSITION = "__position"
@@ -135,7 +134,7 @@ class ClaimedFiles:
                     frame = _csv(session, paths, columns, multiline)
                 else:
                     frame = _parquet(session, paths)
-            except (PySparkException, Py4JError) as error:
+            except SPARK_ERRORS as error:
                 raise UnreadableFiles(members) from error
             frames.append(self._with_file(session, frame, located))
         if frames:
