@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bronze_assets.databricks_settings import Cluster, Prices, estimate
 from bronze_assets.errors import SettingsError
 from bronze_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from bronze_assets.audit import LoadRecord
 
 # Workers alone: without its driver a run is lost.
 _SPOT: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -79,4 +84,19 @@ def cost_facts(conf: Callable[[str], str | None], prices: Prices | None, seconds
         cost = estimate(prices, node, driver, count, seconds)
         if cost is not None:
             facts |= {"databricks/cost": cost, "databricks/currency": prices.currency}
+    return facts
+
+
+def bill(settings: Settings, session: Callable[[], SparkSession], record: LoadRecord) -> dict[str, Any]:
+    """The cost facts of a load in this process, as metadata; none where it is no cluster's.
+
+    Args:
+        session: asked on a cluster only, where there is one.
+    """
+    if not settings.on_cluster:
+        return {}
+    conf = session().conf
+    facts = cost_facts(lambda name: conf.get(name, None), settings.prices, record.seconds)
+    if "databricks/cost" in facts and record.bytes_written:
+        facts["databricks/cost_per_gb"] = facts["databricks/cost"] / record.bytes_written * 1e9
     return facts

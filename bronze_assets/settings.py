@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from bronze_assets.databricks_settings import Databricks, Prices
+from bronze_assets.databricks_settings import Databricks, Launch, Prices
 from bronze_assets.errors import SettingsError
 
 _LEAST_MEGABYTES = 512
@@ -108,6 +108,7 @@ class Settings:
         databricks_host: `DATABRICKS_HOST`, else the host of the section: the workspace, with `https://`.
         on_cluster: `BRONZE_ON_CLUSTER=1`, set by the launcher: this process runs on Databricks, where all settings are
             variables (`remote_environment`).
+        serverless: `BRONZE_SERVERLESS=1`, set by the launcher: this process runs on Databricks without a cluster.
         prices: of the section, for the estimate of what a load costs; on a cluster `BRONZE_PRICES`, as JSON.
         shipped: `BRONZE_SHIPPED`, set by the launcher: what this process on a cluster should be (`shipping`).
     """
@@ -142,6 +143,7 @@ class Settings:
     databricks: Databricks | None = field(default=None, hash=False)
     databricks_host: str | None = None
     on_cluster: bool = False
+    serverless: bool = False
     prices: Prices | None = field(default=None, hash=False)
     shipped: str = ""
 
@@ -275,6 +277,7 @@ class Settings:
             databricks=databricks,
             databricks_host=_host(environ.get("DATABRICKS_HOST") or (databricks.host if databricks else None)),
             on_cluster=on_cluster == "1",
+            serverless=environ.get("BRONZE_SERVERLESS") == "1",
             prices=databricks.prices if databricks else _prices(environ),
             shipped=environ.get("BRONZE_SHIPPED", ""),
         )
@@ -328,6 +331,7 @@ class Settings:
             "BRONZE_READ_CONNECTIONS": str(self.read_connections),
             "BRONZE_RANGE_ROWS": str(self.range_rows),
             "BRONZE_LEASE_SECONDS": str(self.lease_seconds),
+            "BRONZE_SERVERLESS": "1" if self.databricks and self.databricks.launch is Launch.SERVERLESS else "",
             "BRONZE_PRICES": self.prices.model_dump_json() if self.prices else "",
         }
 

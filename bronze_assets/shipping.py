@@ -50,6 +50,12 @@ def clean_copy(settings: Settings) -> Path:
     return folder
 
 
+def contents() -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of the package, as in a zip of it."""
+    for file in _files():
+        yield f"{_PACKAGE.name}/{file.relative_to(_PACKAGE).as_posix()}", file.read_bytes()
+
+
 def code_digest() -> str:
     """What tells this package's code from any other: 16 hex digits over names and contents of its files."""
     digest = hashlib.sha256()

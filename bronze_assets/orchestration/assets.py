@@ -198,14 +198,15 @@ def _materialise(
     run = Run(context.run.run_id, trigger_of(context.run.tags))
     tag_run(context.instance, run.id, begun_tags(context.run, table.name, settings))
     records: dict[str, LoadRecord] = {}
+    about: dict[str, dict[str, Any]] = {}
+    loads = loader.loads(context, table, context.partition_keys, run, _options(config, table))
     for partition in context.partition_keys:
         try:
-            record = loader.load(table, partition, run, _options(config, table))
+            record, cost = next(loads)
         except Exception as error:
             # Dagster reports a step's partitions when it ends well; what this one did load is reported here.
-            for done, kept in records.items():
-                about = record_metadata(kept) | loader.cost(kept)
-                yield dg.AssetMaterialization(key, partition=done, metadata=about)
+            for done in records:
+                yield dg.AssetMaterialization(key, partition=done, metadata=about[done])
             if isinstance(error, SchemaMismatch):
                 yield schema_mismatch(key, partition, error)
             raise as_dagster_wants(error, partition, context.retry_number) from error
@@ -213,6 +214,7 @@ def _materialise(
             yield _observation(key, table, partition, record)
             continue
         records[partition] = record
+        about[partition] = record_metadata(record) | cost
         if not record.batch_id:
             # Nothing was outstanding: nothing was written beside the table either.
             continue
@@ -234,9 +236,8 @@ def _materialise(
     batches = [record.batch_id for record in records.values() if record.batch_id]
     if batches:
         tag_run(context.instance, run.id, {BATCH_TAG: first_and_last(batches)})
-    for partition, record in records.items():
-        about = record_metadata(record) | loader.cost(record)
-        context.add_asset_metadata(about, asset_key=key, partition_key=partition)
+    for partition, metadata in about.items():
+        context.add_asset_metadata(metadata, asset_key=key, partition_key=partition)
     yield dg.MaterializeResult(asset_key=key, check_results=check_results(table, key, records))
 
 

@@ -7,19 +7,15 @@ instance on the cluster stays there.
 
 from __future__ import annotations
 
-import contextlib
-import re
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from bronze_assets import databricks_job, shipping
 from bronze_assets.databricks_settings import Databricks, Launch
-from bronze_assets.errors import SettingsError
+from bronze_assets.errors import BronzeError, SettingsError
 from bronze_assets.orchestration.runs import (
     BATCH_TAG,
     DATABRICKS_TAG,
@@ -29,17 +25,12 @@ from bronze_assets.orchestration.runs import (
     retry_request,
     tag_run,
 )
+from bronze_assets.orchestration.watch import Watch
 from bronze_assets.settings import Settings
 
 if TYPE_CHECKING:
     from dagster._core.execution.context.system import StepExecutionContext
     from dagster_databricks import DatabricksPySparkStepLauncher
-    from databricks.sdk import WorkspaceClient
-
-_WAITING = ("PENDING", "QUEUED", "BLOCKED", "WAITING_FOR_RETRY")
-_RUN_ID = re.compile(r"Databricks run (\d+)")
-# What Databricks says when a machine was lost, and not when the work failed.
-_LOST = re.compile(r"driver|spot|preempt|node.*lost|unreachable|INTERNAL_ERROR", re.IGNORECASE)
 
 
 def step_launcher(settings: Settings) -> dg.ResourceDefinition:
@@ -121,15 +112,6 @@ def _real_launcher(settings: Settings, run_id: str) -> DatabricksPySparkStepLaun
     return launcher
 
 
-@dataclass
-class _Watch:
-    """What is known of a step's run on Databricks while it is waited for."""
-
-    run_id: int | None = None
-    url: str | None = None
-    never_started: bool = False
-
-
 class LaunchedSteps(dg.StepLauncher):
     """Steps given to a launcher of dagster-databricks."""
 
@@ -144,85 +126,30 @@ class LaunchedSteps(dg.StepLauncher):
         if table is not None:
             tag_run(instance, run.run_id, begun_tags(run, table, self._settings))
         batches: dict[str, None] = {}
-        watch, ended = _Watch(), threading.Event()
-        guard: threading.Thread | None = None
-        failure: Exception | None = None
-        try:
-            for event in self._launcher.launch_step(step_context):
-                if watch.run_id is None and (found := _RUN_ID.search(event.message or "")):
-                    watch.run_id, watch.url = int(found[1]), _url(event)
-                    tag_run(instance, run.run_id, {DATABRICKS_TAG: watch.url or found[1]})
-                    guard = threading.Thread(target=self._end_unless_started, args=(watch, ended), daemon=True)
-                    guard.start()
-                if table is not None and (batch := _batch(event, table)):
-                    batches[batch] = None
-                    tag_run(instance, run.run_id, {BATCH_TAG: first_and_last([*batches])})
-                yield event
-        except dg.DagsterExecutionInterruptedError:
-            raise
-        except Exception as error:
-            failure = self._told(error, watch, step_context)
-        finally:
-            ended.set()
-            if guard is not None:
-                guard.join()
-        if failure is not None:
-            # Outside of the handler: what the SDK says in words would be kept as its cause.
-            raise failure
 
-    @property
-    def _client(self) -> WorkspaceClient:
-        return self._launcher.databricks_runner.client.workspace_client
+        def started(page: str) -> None:
+            tag_run(instance, run.run_id, {DATABRICKS_TAG: page})
 
-    def _end_unless_started(self, watch: _Watch, ended: threading.Event) -> None:
-        """Cancel the run if it still waits for its cluster when its time has passed."""
-        there = self._settings.databricks
-        assert there is not None
-        assert watch.run_id is not None
-        if ended.wait(there.start_timeout_seconds):
+        client = self._launcher.databricks_runner.client.workspace_client
+        failure: BronzeError | None = None
+        with Watch(client, self._settings, table or step_context.step.key, started) as watch:
+            try:
+                for event in self._launcher.launch_step(step_context):
+                    if table is not None and (batch := _batch(event, table)):
+                        batches[batch] = None
+                        tag_run(instance, run.run_id, {BATCH_TAG: first_and_last([*batches])})
+                    yield event
+            except dg.DagsterExecutionInterruptedError:
+                raise
+            except Exception as error:
+                failure = watch.failure(error)
+        if failure is None:
             return
-        with contextlib.suppress(Exception):
-            state = self._client.jobs.get_run(watch.run_id).state
-            if state is not None and state.life_cycle_state and state.life_cycle_state.value in _WAITING:
-                watch.never_started = True
-                self._client.jobs.cancel_run(watch.run_id)
-
-    def _told(self, error: Exception, watch: _Watch, context: StepExecutionContext) -> Exception:
-        """A failure of the launch in our words, or a request to try again where a machine was lost."""
-        there = self._settings.databricks
-        assert there is not None
-        host, name = self._settings.databricks_host, context.step.key
-        page = f" Its page: {watch.url}." if watch.url else ""
-        kind = type(error).__name__
-        metadata: dict[str, Any] = {"error": kind, "workspace": host}
-        if watch.url:
-            metadata["databricks_run_url"] = dg.MetadataValue.url(watch.url)
-        if watch.never_started:
-            words = (
-                f"{name}: Databricks run {watch.run_id} has not started in {there.start_timeout_seconds} s and was"
-                f" cancelled.{page} Fix: see its cluster's event log for the quota, pool or policy that it waits for,"
-                " or set databricks.start_timeout_seconds higher."
-            )
-        elif kind in ("Unauthenticated", "PermissionDenied"):
-            left = f" Run {watch.run_id} may still be at work.{page}" if watch.run_id else ""
-            words = (
-                f"{name}: the workspace {host} refuses who is signed in ({kind}).{left} Fix: renew DATABRICKS_TOKEN or"
-                " the service principal's secret; `python -m bronze_assets doctor` says what it may do."
-            )
-        elif watch.run_id is None:
-            words = (
-                f"{name}: nothing could be started on {host} ({kind}). Fix: `python -m bronze_assets doctor` finds"
-                " what is missing; the run's log has the details."
-            )
-        else:
-            words = (
-                f"{name}: Databricks run {watch.run_id} has failed ({_reason(error)}).{page} Fix: its page has the"
-                " driver's log; nothing of an interrupted load is lost, the next one finishes or takes back what was"
-                " begun."
-            )
-            if _LOST.search(str(error)) and (again := retry_request(context.previous_attempt_count)):
-                return again
-        return dg.Failure(description=words, metadata=metadata, allow_retries=False)
+        # Outside of the handler: what the SDK says in words would be kept as the cause.
+        if failure.retryable and (again := retry_request(step_context.previous_attempt_count)):
+            raise again
+        page = {"databricks_run_url": dg.MetadataValue.url(watch.url)} if watch.url else {}
+        raise dg.Failure(description=str(failure), metadata=page, allow_retries=False)
 
 
 def _batch(event: dg.DagsterEvent, table: str) -> str | None:
@@ -234,17 +161,3 @@ def _batch(event: dg.DagsterEvent, table: str) -> str | None:
         return None
     batch = told.metadata.get("batch_id")
     return None if batch is None else str(batch.value)
-
-
-def _url(event: dg.DagsterEvent) -> str | None:
-    found: Mapping[str, Any] = getattr(event.event_specific_data, "metadata", None) or {}
-    url = found.get("databricks_run_url")
-    return getattr(url, "url", None)
-
-
-def _reason(error: Exception) -> str:
-    """The state that a run has ended in, as far as the launcher's message has it."""
-    found = re.search(r"result state: `([^`]*)`. Message: ([^\n]{0,300})", str(error))
-    if found:
-        return f"{found[1].rpartition('.')[2]}: {found[2].rstrip('.')}"
-    return "it took too long" if "to complete" in str(error) else type(error).__name__

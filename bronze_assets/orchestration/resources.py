@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import dagster as dg
 from bronze_assets import load as walk
 from bronze_assets import shipping
 from bronze_assets.audit import LoadRecord
-from bronze_assets.databricks_job import cost_facts
+from bronze_assets.databricks_job import bill
+from bronze_assets.orchestration.pipes import pipes_loader, runs_pipes
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Options, Run, Workbench
@@ -52,19 +53,24 @@ class Loader:
         self.listener(table, record)
         return record
 
-    def cost(self, record: LoadRecord) -> dict[str, Any]:
-        """What a load on a cluster is billed by, as metadata; nothing elsewhere."""
-        if not self.bench.settings.on_cluster:
-            return {}
-        conf = self.bench.session.conf
-        facts = cost_facts(lambda name: conf.get(name, None), self.bench.settings.prices, record.seconds)
-        if "databricks/cost" in facts and record.bytes_written:
-            facts["databricks/cost_per_gb"] = facts["databricks/cost"] / record.bytes_written * 1e9
-        return facts
+    def loads(
+        self,
+        context: dg.AssetExecutionContext,  # noqa: ARG002  for who loads elsewhere
+        table: BronzeTable,
+        partitions: Sequence[str],
+        run: Run,
+        options: Options,
+    ) -> Iterator[tuple[LoadRecord, dict[str, Any]]]:
+        """Each partition's record, one after the other, and what its load is billed by."""
+        for partition in partitions:
+            record = self.load(table, partition, run, options)
+            yield record, bill(self.bench.settings, lambda: self.bench.session, record)
 
 
 def loader_resource(settings: Settings) -> dg.ResourceDefinition:
     """The resource `loader` of the assets. Making it opens nothing; neither does a run that loads nothing."""
+    if runs_pipes(settings):
+        return pipes_loader(settings)
 
     @dg.resource(description="One Spark session and one source snapshot for all tables of a run.")
     def loader(_: dg.InitResourceContext) -> Iterator[Loader]:
