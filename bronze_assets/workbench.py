@@ -92,7 +92,7 @@ class Workbench:
     @functools.cached_property
     def source(self) -> PostgresSource:
         """The source; connects when its snapshot is first asked for."""
-        url = resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL")
+        url = resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL", host=self.settings.databricks_host)
         mode = self.settings.capture
         return PostgresSource(
             url, self.clock, slot_point=mode is not CaptureMode.OFF, by_change=mode is CaptureMode.EXTERNAL
