@@ -497,6 +497,8 @@ class TestUnityCatalog:
         )
         permit(workspace, "external_location", "nearest", ME, "READ FILES", "WRITE FILES")
         assert doctor.wrong(head) == []
+        # Of a folder that is a location itself, that one.
+        assert ("GET", "/api/2.1/unity-catalog/external-locations/itself") in workspace.requests
 
     def test_files_of_this_machine_are_refused(self, doctor: Doctor) -> None:
         found = doctor.wrong(HEAD.replace(f"/Volumes/{CATALOG}/bronze_files/files/landing", "file:///data/landing"))
