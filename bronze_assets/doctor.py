@@ -1,23 +1,24 @@
 """`doctor`: what would keep an environment from working, found before anything is started, each with what to do.
 
 Changes nothing, but that it makes the folders of landing zone and archive, and a file, removed again, wherever the
-process must be able to write.
+process must be able to write. Where loads run on Databricks, `doctor_databricks` looks there instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from upath import UPath
 
-from bronze_assets import engine
+from bronze_assets import doctor_databricks, engine
 from bronze_assets.errors import BronzeError, KeyMissing, LakeError, SourceUnreachable
+from bronze_assets.findings import Finding, Look, run_looks
 from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.sources.landing import LandingZone
@@ -28,32 +29,21 @@ from bronze_assets.vaults import resolve_secret
 LEAST_FREE_BYTES = 2 * 2**30
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one look has found.
-
-    Attributes:
-        of: what was looked at.
-        words: how it stands.
-        fix: what to do; None where nothing is wrong.
-    """
-
-    of: str
-    words: str
-    fix: str | None = None
-
-    def __str__(self) -> str:
-        mark = "ok  " if self.fix is None else "FAIL"
-        return f"{mark}  {self.of}: {self.words}" + ("" if self.fix is None else f" Fix: {self.fix}")
-
-
 def examine(settings: Settings, tables: Sequence[BronzeTable]) -> Iterator[Finding]:
     """Look at everything that a load of these tables needs, one after the other.
 
     Yields:
         The findings, as they are made; a look that cannot be had does not keep the others back.
     """
-    looks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
+    if settings.databricks is None:
+        return run_looks(_local_looks(settings, tables))
+    # Loads run there: this machine needs neither Java nor a lake.
+    home: Look = ("home", lambda: _home(settings))
+    return itertools.chain(run_looks([home]), doctor_databricks.examine(settings, settings.databricks, tables))
+
+
+def _local_looks(settings: Settings, tables: Sequence[BronzeTable]) -> list[Look]:
+    looks: list[Look] = [
         ("environment", lambda: _environment(settings)),
         ("home", lambda: _home(settings)),
         ("memory", lambda: _memory(settings)),
@@ -71,20 +61,7 @@ def examine(settings: Settings, tables: Sequence[BronzeTable]) -> Iterator[Findi
         )
     elif settings.capture is CaptureMode.BUILTIN:
         looks.append(("capture", lambda: _capture(settings, tables)))
-    for name, look in looks:
-        failure: Finding | None = None
-        found: Finding | list[Finding] = []
-        try:
-            found = look()
-        except BronzeError as error:
-            failure = Finding(name, str(error).removesuffix(f" Fix: {error.fix}"), error.fix)
-        except Exception as error:
-            # Of a library, whose words may hold a secret.
-            failure = Finding(name, f"the look failed ({type(error).__name__}).", "report this as a defect.")
-        if failure is not None:
-            yield failure
-        else:
-            yield from [found] if isinstance(found, Finding) else found
+    return looks
 
 
 def _environment(settings: Settings) -> Finding:
@@ -174,7 +151,9 @@ def _master_key(settings: Settings, tables: Sequence[BronzeTable]) -> Finding:
 
 
 def _connected(settings: Settings) -> PostgresSource:
-    return PostgresSource(resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL"))
+    return PostgresSource(
+        resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL", host=settings.databricks_host)
+    )
 
 
 def _source(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
@@ -185,7 +164,7 @@ def _source(settings: Settings, tables: Sequence[BronzeTable]) -> list[Finding]:
             try:
                 found = snapshot.describe(table)
             except BronzeError as error:
-                findings.append(Finding("source", str(error).removesuffix(f" Fix: {error.fix}"), error.fix))
+                findings.append(Finding.of_error("source", error))
                 continue
             new = f", new columns {', '.join(found.extra)}" if found.extra else ""
             findings.append(

@@ -1,6 +1,6 @@
 """Queries on a SQL warehouse of Databricks, through the Statement Execution API of its SDK.
 
-In which workspace, and who is signed in, is what the SDK finds (`DATABRICKS_HOST`, `DATABRICKS_TOKEN` and their like).
+Who is signed in is what the SDK finds (`DATABRICKS_TOKEN` and its like), and so is the workspace if none is named.
 What a statement or the SDK says in words is never passed on: it may quote a value; conditions and codes are.
 """
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 
 class SqlWarehouse:
-    """A warehouse, by its id.
+    """A warehouse, by its id, in the workspace `host`; None for the one that the SDK finds (`DATABRICKS_HOST`).
 
     Raises:
         SettingsError: the SDK is not installed.
         WarehouseError: nobody is signed in, or the workspace is none.
     """
 
-    def __init__(self, warehouse_id: str, *, patience: dt.timedelta = PATIENCE) -> None:
+    def __init__(self, warehouse_id: str, *, host: str | None = None, patience: dt.timedelta = PATIENCE) -> None:
         try:
             from databricks.sdk import WorkspaceClient
             from databricks.sdk.core import Config
@@ -49,7 +49,7 @@ class SqlWarehouse:
         def sign_in() -> WorkspaceClient:
             # The SDK would try for five minutes to reach a workspace that is misspelt.
             return WorkspaceClient(
-                config=Config(http_timeout_seconds=_ANSWER_SECONDS, retry_timeout_seconds=_ANSWER_SECONDS)
+                config=Config(host=host, http_timeout_seconds=_ANSWER_SECONDS, retry_timeout_seconds=_ANSWER_SECONDS)
             )
 
         self._id = warehouse_id

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from azure.keyvault.secrets import SecretClient
 
 
-def resolve_secret(reference: str, *, meaning: str) -> str:
+def resolve_secret(reference: str, *, meaning: str, host: str | None = None) -> str:
     """The secret behind a reference: what is kept at a `SECRET_PLACE`; anything else is the secret itself.
 
     Args:
         reference: what the user gave.
         meaning: the setting's name, for errors.
+        host: the workspace of Databricks' secrets, as for `databricks_secret`.
 
     Raises:
         SettingsError: it cannot be read or is empty. The message shows the place, never a secret.
@@ -39,7 +40,8 @@ def resolve_secret(reference: str, *, meaning: str) -> str:
             with key_vault(place["vault"], meaning=f"{meaning}={reference}") as client:
                 secret = client.get_secret(place["secret"]).value
         else:
-            secret = databricks_secret(place["scope"], place["key"], meaning=f"{meaning}={reference}").decode()
+            meant = f"{meaning}={reference}"
+            secret = databricks_secret(place["scope"], place["key"], meaning=meant, host=host).decode()
     except SettingsError:
         raise
     except Exception as error:
@@ -90,11 +92,12 @@ def key_vault(vault: str, *, meaning: str) -> Iterator[SecretClient]:
         yield client
 
 
-def databricks_secret(scope: str, key: str, *, meaning: str) -> bytes:
+def databricks_secret(scope: str, key: str, *, meaning: str, host: str | None = None) -> bytes:
     """A secret of a Databricks scope: from the runtime on a cluster, over the REST API elsewhere.
 
     Args:
         meaning: the setting that names the secret, for errors.
+        host: the workspace; None for the one that the SDK finds (`DATABRICKS_HOST`, or that of the cluster).
 
     Raises:
         SettingsError: the extra `databricks` is not installed.
@@ -104,7 +107,7 @@ def databricks_secret(scope: str, key: str, *, meaning: str) -> bytes:
         from databricks.sdk import WorkspaceClient
     except ImportError:
         raise _not_installed(meaning, "databricks") from None
-    client = WorkspaceClient()
+    client = WorkspaceClient(host=host)
     try:
         # On a cluster this is the runtime's own, which needs no network.
         return bytes(client.dbutils.secrets.get(scope, key).encode())

@@ -102,7 +102,7 @@ class Workbench:
                 "serverless compute has no JDBC, by which a database is read.",
                 "set databricks.launch to step_launcher or pipes, with a cluster, for tables of a database.",
             )
-        url = resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL")
+        url = resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL", host=self.settings.databricks_host)
         mode = self.settings.capture
         return PostgresSource(
             url, self.clock, slot_point=mode is not CaptureMode.OFF, by_change=mode is CaptureMode.EXTERNAL

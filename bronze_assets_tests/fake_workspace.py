@@ -273,10 +273,12 @@ class FakeWorkspace:
         spark_versions: name by key.
         node_types: their ids.
         policies: cluster policies, by id.
+        warehouses: answers of sql/warehouses, by id. Statements are answered by `warehouse`.
         instance_pools: by id.
         me: the user whose token it is.
         securables: what Unity Catalog tells, by type as in its paths (`catalogs`, `external-locations`) and full name.
         effective_permissions: privilege assignments, by type (`catalog`, `external_location`) and full name.
+        permissions_page: assignments of a page of them.
         permissions: access control lists, by type as in its paths (`clusters`) and id.
         runs: in the order of submission.
         requests: method and path of each request.
@@ -320,6 +322,7 @@ class FakeWorkspace:
     )
     node_types: list[str] = field(default_factory=lambda: ["i3.xlarge", "i3.2xlarge"])
     policies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warehouses: dict[str, dict[str, Any]] = field(default_factory=dict)
     instance_pools: dict[str, dict[str, Any]] = field(default_factory=dict)
     me: dict[str, Any] = field(
         default_factory=lambda: {
@@ -331,6 +334,7 @@ class FakeWorkspace:
     )
     securables: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     effective_permissions: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    permissions_page: int = 2
     permissions: dict[tuple[str, str], list[dict[str, Any]]] = field(
         default_factory=lambda: {
             ("clusters", CLUSTER): [

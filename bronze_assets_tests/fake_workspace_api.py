@@ -584,8 +584,11 @@ def _get_effective_permissions(
 ) -> object:
     kind = kind.lower()
     _securable(here, f"{kind.replace('_', '-')}s", name)
-    found = here.effective_permissions.get((kind, name), [])
-    return {"privilege_assignments": [one for one in found if principal in ("", one["principal"])]}
+    found = [one for one in here.effective_permissions.get((kind, name), []) if principal in ("", one["principal"])]
+    begin = int(page_token or 0)
+    end = begin + here.permissions_page
+    more = {"next_page_token": str(end)} if end < len(found) else {}
+    return {"privilege_assignments": found[begin:end], **more}
 
 
 # ---- permissions
@@ -661,6 +664,16 @@ def _get_cluster(here: FakeWorkspace, *, cluster_id: str) -> object:
     if cluster_id not in here.clusters:
         raise Refused(400, "INVALID_PARAMETER_VALUE", f"Cluster {cluster_id} does not exist")
     return here.clusters[cluster_id]
+
+
+# ---- SQL warehouses
+
+
+@on("GET", r"/api/2\.0/sql/warehouses/(?P<warehouse_id>[^/]+)")
+def _get_warehouse(here: FakeWorkspace, *, warehouse_id: str) -> object:
+    if warehouse_id not in here.warehouses:
+        raise Refused(404, "RESOURCE_DOES_NOT_EXIST", f"SQL warehouse {warehouse_id} does not exist.")
+    return here.warehouses[warehouse_id]
 
 
 # ---- secrets

@@ -17,7 +17,8 @@ import pytest
 from bronze_assets import engine
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
-from bronze_assets.doctor import Finding, examine
+from bronze_assets.doctor import examine
+from bronze_assets.findings import Finding
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets_tests.conftest import CHECKOUT
 

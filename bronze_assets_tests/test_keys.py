@@ -959,6 +959,17 @@ def test_a_databricks_secret_holds_what_the_file_holds(vaults: Vaults, databrick
     assert vaults.asked == ["/api/2.0/secrets/get"]
 
 
+def test_a_databricks_secret_is_in_the_workspace_of_the_settings(
+    vaults: Vaults, databricks: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vaults.scopes = {("bronze", "master"): json.dumps(encoded(ONE)).encode(), ("bronze", "source"): b"a URL"}
+    host = os.environ["DATABRICKS_HOST"]
+    monkeypatch.delenv("DATABRICKS_HOST")
+
+    assert key_ring(dataclasses.replace(databricks, databricks_host=host)).versions == (1,)
+    assert resolve_secret("databricks-secret://bronze/source", meaning="X", host=host) == "a URL"
+
+
 def test_a_databricks_secret_that_is_missing_or_damaged_is_named(vaults: Vaults, databricks: Settings) -> None:
     vaults.scopes = {("bronze", "other"): json.dumps(encoded(ONE)).encode()}
     with pytest.raises(
@@ -981,7 +992,9 @@ class Cluster:
         self.secrets = self
         self.rest = rest
 
-    def __call__(self) -> Cluster:
+    def __call__(self, *, host: str | None) -> Cluster:
+        # The cluster's own workspace.
+        assert host is None
         return self
 
     def get_secret(self, scope: str, key: str) -> Cluster:

@@ -45,6 +45,13 @@ def ask(patience: dt.timedelta = sql_warehouse.PATIENCE) -> list[dict[str, Any]]
     return SqlWarehouse(ID, patience=patience).rows(QUERY, since=NOON, until=NOON + dt.timedelta(hours=1))
 
 
+def test_the_workspace_may_be_named(warehouse: FakeWarehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = warehouse.environ["DATABRICKS_HOST"]
+    monkeypatch.delenv("DATABRICKS_HOST")
+
+    assert len(SqlWarehouse(ID, host=host).rows(QUERY, since=NOON, until=NOON + dt.timedelta(hours=1))) == 5
+
+
 @pytest.mark.parametrize("polls", [0, 2])
 def test_rows_of_all_chunks_come_typed_also_of_a_statement_that_takes_long(
     warehouse: FakeWarehouse, polls: int

@@ -60,7 +60,7 @@ def changes_key(schema: str) -> dg.AssetKey:
 
 def capture_of(settings: Settings, tables: Sequence[BronzeTable]) -> Capture:
     """The capture of these tables; connects when it is first used."""
-    url = resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL")
+    url = resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL", host=settings.databricks_host)
     # Of the demo's own server alone: to give a company's tables another replica identity is for their owner to decide.
     return Capture(url, settings.landing, tables, set_replica_identity=settings.embedded)
 
@@ -180,7 +180,7 @@ def _keep_alive(schema: str, tables: Sequence[BronzeTable], settings: Settings) 
     def keep_alive(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         close_dead_runs(context.instance)
         try:
-            resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL")
+            resolve_secret(settings.source_url, meaning="BRONZE_SOURCE_URL", host=settings.databricks_host)
         except BronzeError as error:
             # A home without its server yet: no run could do anything.
             return dg.SkipReason(str(error))

@@ -141,7 +141,7 @@ def collect(
     catalog, warehouse_id = _configured(settings)
     since = since or _since(lake, tables, catalog, at)
     asked = queries(tables, catalog)
-    warehouse = SqlWarehouse(warehouse_id)
+    warehouse = SqlWarehouse(warehouse_id, host=settings.databricks_host)
     differences = tuple(grant_differences(tables, catalog, warehouse.rows(asked.privileges)))
     # Lineage belongs to an audit event of up to so long before.
     audit = _within(warehouse, asked.audit, since - SAME_READ, at)

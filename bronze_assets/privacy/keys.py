@@ -201,7 +201,7 @@ def _ring(settings: Settings, *, make: bool) -> KeyRing:
         return _of_file(Path(place["path"]), make=make)
     if place["vault"]:
         return _of_key_vault(place["vault"], place["secret"])
-    return _of_databricks(place["scope"], place["key"])
+    return _of_databricks(place["scope"], place["key"], settings.databricks_host)
 
 
 def rotated(settings: Settings) -> KeyRing:
@@ -504,11 +504,11 @@ def _newest_last(client: SecretClient, secret: str) -> KeyRing | str:
     return _fault(keys) or KeyRing(keys)
 
 
-def _of_databricks(scope: str, key: str) -> KeyRing:
+def _of_databricks(scope: str, key: str, host: str | None) -> KeyRing:
     place = f"databricks-secret://{scope}/{key}"
     ring: KeyRing | str | None = None
     try:
-        ring = _parsed(databricks_secret(scope, key, meaning=f"BRONZE_MASTER_KEY={place}"))
+        ring = _parsed(databricks_secret(scope, key, meaning=f"BRONZE_MASTER_KEY={place}", host=host))
     except SettingsError:
         raise
     except Exception as error:
