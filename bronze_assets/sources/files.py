@@ -200,7 +200,8 @@ def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], ca
         *carried,
     )
     lines = lines.where(F.col(LINE).startswith("{") | ~F.col(LINE).rlike(r"^\s*$"))
-    parsed = F.try_parse_json(F.col(LINE))
+    # Before 4.2 the parser writes a question mark for half a character.
+    parsed = F.when(~_half_character(LINE), F.try_parse_json(F.col(LINE)))
     whole = _whole(LINE)
     if feed.multiline:
         lines = lines.withColumn("__whole", whole).withColumn("__file", parsed)
@@ -257,6 +258,13 @@ def _whole(text: str) -> SparkColumn:
     bracket = F.col(text).rlike(r"[}\]]\s*\]")
     inside = F.expr(f"""size(json_object_keys(concat('{{"":', {text}, '}}'))) = 1""")
     return F.coalesce(alone & (~bracket | inside), F.lit(False))
+
+
+def _half_character(text: str) -> SparkColumn:
+    """Whether one of two surrogates is escaped without the other."""
+    whole = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    half = F.regexp_replace(text, whole, " ").rlike(r"\\u[dD][89a-fA-F]")
+    return F.when(F.col(text).contains("\\u"), half).otherwise(F.lit(False))
 
 
 def _expected_of_no_object() -> SparkColumn:
