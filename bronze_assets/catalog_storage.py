@@ -240,7 +240,9 @@ class CatalogStorage(Storage):
 
     @override
     def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
-        return builder.tableName(self.identifier(location))
+        # Delta's builder takes names of two parts only, in the session's current catalog.
+        self._session().catalog.setCurrentCatalog(self._catalog)
+        return builder.tableName(self.identifier(location.partition(".")[2]))
 
     @override
     def next_load(self, location: str, loads: str, base: int) -> int:

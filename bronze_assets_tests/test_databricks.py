@@ -1,4 +1,4 @@
-"""Assets on Databricks, end to end: Dagster's own command line, the real launcher and Pipes clients, a strict workspace.
+"""Assets on Databricks, end to end: Dagster's command line, the real launcher and Pipes clients, a strict workspace.
 
 Each step runs in a clean process that has no checkout, with a session of its own on the tests' JVM.
 """
