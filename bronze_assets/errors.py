@@ -108,3 +108,13 @@ class PrivacyRefused(BronzeError):
 
 class ConservationError(BronzeError):
     """Rows read and row outcomes do not add up; a defect, never the user's fault."""
+
+
+class RemoteFailure(BronzeError):
+    """A run on Databricks could not be started or has failed there. The message holds no word of a row."""
+
+
+class RemoteLost(RemoteFailure):
+    """A run on Databricks has lost its driver or a machine; worth a retry."""
+
+    retryable = True

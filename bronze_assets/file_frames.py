@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession, Window
@@ -180,13 +181,17 @@ class FileFrames(PlacedFrames):
         position: str,
     ) -> LoadRecord:
         """The record of the pass that counted."""
-        unknown = counts.get("unknown")
-        sets = [json.loads(text) for text in unknown] if isinstance(unknown, list) else []
+
+        def array(name: str) -> list[Any]:
+            text = counts.get(name)
+            return list(json.loads(text)) if isinstance(text, str) else []
+
+        sets = [json.loads(text) for text in array("unknown")]
         # Others cannot be columns, and may be values: of somebody who uses addresses as names, say.
         new = sorted({name for names in sets for name in names if USABLE_NAME.fullmatch(name)} - set(self.extra))
         last = counts.get("position")
-        arrived = counts.get("arrived")
-        ages = [ended.timestamp() - float(at) for at in arrived] if isinstance(arrived, list) else [None] * 3
+        ages: list[float | None] = [ended.timestamp() - float(at) for at in array("arrived")]
+        ages = ages or [None] * 3
         return replace(
             super().record(counts, partition, batch_id, started, ended, last if isinstance(last, str) else position),
             new_columns=tuple(new),
@@ -308,8 +313,9 @@ class FileFrames(PlacedFrames):
         names = F.when(F.col(UNKNOWN).isNotNull(), F.to_json(UNKNOWN))
         # The oldest row waited longest: the 5th percentile of the moments is the 95th of the ages.
         moments = F.percentile_approx(F.col(ARRIVED).cast("double"), list(_PERCENTILES), 1000)
+        # As JSON: an array would come as an object of the JVM's from Spark 4.0.
         return [
-            F.collect_set(names).alias("unknown"),
+            F.to_json(F.collect_set(names)).alias("unknown"),
             F.max(POSITION).alias("position"),
-            moments.alias("arrived"),
+            F.to_json(moments).alias("arrived"),
         ]

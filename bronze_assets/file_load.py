@@ -18,8 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -29,7 +27,6 @@ from bronze_assets.audit import LoadRecord, combine
 from bronze_assets.batches import Batch
 from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
-from bronze_assets.lakehouse import spark_literal
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Discovery
 from bronze_assets.snapshot_load import is_past
@@ -40,9 +37,12 @@ from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.sources.postgres_types import spark_type
 from bronze_assets.sources.scope import FileScope
+from bronze_assets.spark_errors import SPARK_ERRORS
+from bronze_assets.storage import spark_literal
 from bronze_assets.table import LOAD_DATE, Evolution, Loaded, Overwritten
 from bronze_assets.workbench import current_partition
 
+_UNREADABLE: tuple[type[Exception], ...] = (UnreadableFiles, *SPARK_ERRORS)
 logger = logging.getLogger(__name__)
 
 
@@ -127,9 +127,9 @@ class FileLoad:
         versions = attempt.versions(size.rows, size.version, without=others) if size else None
         try:
             frames = self._frames(batch_id, readable, extra, versions)
-            counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
+            counted, told = frames.counted(frames.outcomes(frames.judged(), versions))
             counted.write.format("noop").mode("overwrite").save()
-            done = frames.record(observation.get, attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
+            done = frames.record(told(), attempt.partition, batch_id, attempt.started, self._bench.clock(), "")
         finally:
             shutil.rmtree(self._staging(batch_id), ignore_errors=True)
         return replace(done, files=record.files, files_quarantined=record.files_quarantined)
@@ -456,7 +456,7 @@ class FileLoad:
                     complete=complete,
                     more_quarantine=frames.whole_files(unreadable, batch.id, started) if unreadable else None,
                 )
-            except (UnreadableFiles, PySparkException, Py4JError) as error:
+            except _UNREADABLE as error:
                 damaged = error.files if isinstance(error, UnreadableFiles) else _damaged(error, readable, frames.files)
                 if not damaged:
                     raise

@@ -9,11 +9,13 @@ from __future__ import annotations
 import abc
 import datetime as dt
 import functools
+import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pyspark.sql import Column as SparkColumn
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -38,6 +40,40 @@ _CAPTURED = "__captured"
 _BAD_ROW = T.StructType([QUARANTINE[name] for name in ("row_key", "row_hash", "raw_row", "reasons")])
 _ORIGIN = ("file_name", "source_position", "operation", "rescued_data")
 _BAD_FILE_ROW = T.StructType([*_BAD_ROW.fields, *(QUARANTINE[name] for name in _ORIGIN)])
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Texts of some rows, which come along with the counts.
+
+    Attributes:
+        counted: the count that is 0 where there is none.
+        text: SQL.
+        shown: SQL condition of the rows that have one.
+        most: so many at most.
+    """
+
+    name: str
+    counted: str
+    text: str
+    shown: str
+    most: int
+
+    @property
+    def order(self) -> str:
+        """By a hash, so that the same rows give the same samples whatever order Spark reads them in."""
+        return f"case when {self.shown} then xxhash64({self.text}) end"
+
+
+def _samples_while_counting(session: SparkSession) -> bool:
+    """Whether `min_by` gives several values, as it does since Spark 4.2: no other function keeps a bounded number."""
+    major, minor = session.version.split(".")[:2]
+    return (int(major), int(minor)) >= (4, 2)
+
+
+def _number(counts: Mapping[str, object], name: str) -> int:
+    value = counts.get(name)
+    return value if isinstance(value, int) else 0
 
 
 class Frames(abc.ABC):
@@ -128,19 +164,14 @@ class Frames(abc.ABC):
         erased = F.coalesce(F.col(ERASED), F.lit(False)) & F.col(READ).isNotNull()
         return F.when(erased, OUTCOMES["erased"]).otherwise(otherwise)
 
-    def counted(self, outcomes: DataFrame) -> tuple[DataFrame, Observation]:
-        """The same rows, and the counts that are known once they have been written."""
+    def counted(self, outcomes: DataFrame) -> tuple[DataFrame, Callable[[], dict[str, object]]]:
+        """The same rows, and what tells the counts once they have been written."""
         possible = self._possible(outcomes) + ([] if self._protection is None else ["erased"])
         read = F.col(READ).isNotNull() if "deleted" in possible else F.lit(True)
-        bad = F.to_json(self._bad_row(outcomes))
-        quarantined = F.col(OUTCOME) == OUTCOMES["quarantined"]
-        outcomes = outcomes.withColumn(_CAPTURED, F.when(quarantined, bad))
         counts = [
             F.count(F.col(READ)).alias("read"),
             F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"),
         ]
-        short = f"case when octet_length({_CAPTURED}) <= {CAPTURED_BYTES} then xxhash64({_CAPTURED}) end"
-        counts.append(F.expr(f"min_by({_CAPTURED}, {short}, {CAPTURED_ROWS})").alias(_CAPTURED))
         counts += [F.count_if(F.col(OUTCOME) == OUTCOMES[outcome]).alias(outcome) for outcome in possible]
         rules = quality.rules(self._table)
         warned = [F.col(quality.broken_column(rule.name)) for rule in rules if not rule.quarantines]
@@ -150,22 +181,56 @@ class Frames(abc.ABC):
         broken = {rule.name: f"`{quality.broken_column(rule.name)}`" for rule in rules}
         if "duplicates" in possible:
             broken[quality.KEY_UNIQUE] = f"{OUTCOME} = {OUTCOMES['duplicates']}"
-        for name, condition in broken.items():
-            counts.append(F.count_if(F.expr(condition)).alias(f"broken {name}"))
-            counts.append(self._examples(condition).alias(f"examples {name}"))
+        samples = [self._bad_rows(), *(self._examples(name, condition) for name, condition in broken.items())]
+        counts += [F.count_if(F.expr(condition)).alias(f"broken {name}") for name, condition in broken.items()]
         for column in self._table.columns:
             if self._can_be_null(column.name):
                 null = quality.is_null(column.name, outcomes.columns)
                 counts.append(F.count_if(read & null).alias(f"null {column.name}"))
         counts += self._more_counts()
         observation = Observation()
-        return outcomes.observe(observation, *counts), observation
+        if not _samples_while_counting(self._session):
+            return outcomes.observe(observation, *counts), lambda: self._sampled(outcomes, samples, observation.get)
+        counts += [
+            F.expr(f"min_by({sample.text}, {sample.order}, {sample.most})").alias(sample.name) for sample in samples
+        ]
+        return self._with_bad_rows(outcomes).observe(observation, *counts), lambda: observation.get
 
-    def _examples(self, condition: str) -> SparkColumn:
-        # Ordered by a hash, so that the same rows give the same examples whatever order Spark reads them in.
+    def _bad_rows(self) -> _Sample:
+        short = f"octet_length({_CAPTURED}) <= {CAPTURED_BYTES}"
+        return _Sample(_CAPTURED, "quarantined", _CAPTURED, short, CAPTURED_ROWS)
+
+    def _with_bad_rows(self, outcomes: DataFrame) -> DataFrame:
+        bad = F.to_json(self._bad_row(outcomes))
+        return outcomes.withColumn(_CAPTURED, F.when(F.col(OUTCOME) == OUTCOMES["quarantined"], bad))
+
+    def _examples(self, name: str, condition: str) -> _Sample:
         key = "concat_ws(', ', " + ", ".join(f"cast(`{k}` as string)" for k in self._keys) + ")"
         shown = f"{condition} and `{self._keys[0]}` is not null"
-        return F.expr(f"min_by({key}, case when {shown} then xxhash64({key}) end, {EXAMPLES})")
+        return _Sample(f"examples {name}", f"broken {name}", key, shown, EXAMPLES)
+
+    def _sampled(
+        self, outcomes: DataFrame, samples: Sequence[_Sample], counts: Mapping[str, object]
+    ) -> dict[str, object]:
+        """The counts with the samples, which take a pass of their own if there is anything to see."""
+        # Of more bad rows than fit, none is of use.
+        limits = {_CAPTURED: CAPTURED_ROWS}
+        wanted = [s for s in samples if 0 < _number(counts, s.counted) <= limits.get(s.name, math.inf)]
+        if not wanted:
+            return dict(counts)
+        texts = [(F.lit(number), F.expr(one.text), F.expr(one.order)) for number, one in enumerate(wanted)]
+        each = F.array(*(F.struct(n.alias("number"), text.alias("text"), o.alias("order")) for n, text, o in texts))
+        shown = F.explode(F.filter(each, lambda one: one["order"].isNotNull())).alias("one")
+        rows = self._with_bad_rows(outcomes).select(shown).select("one.*")
+        first = Window.partitionBy("number").orderBy("order")
+        most = max(sample.most for sample in wanted)
+        ranked = rows.withColumn("rank", F.row_number().over(first)).where(F.col("rank") <= most)
+        found = ranked.agg(F.sort_array(F.collect_list(F.struct("number", "rank", "text")))).first()
+        told: dict[str, list[str]] = {sample.name: [] for sample in wanted}
+        for number, rank, text in found[0] if found is not None else ():
+            if rank <= wanted[number].most:
+                told[wanted[number].name].append(text)
+        return {**counts, **told}
 
     def versions(self, counted: DataFrame, batch_id: str, position: str, now: dt.datetime) -> DataFrame:
         """The row versions to write: loaded rows, and a bare `DELETED` version of each key that is gone."""
@@ -269,10 +334,7 @@ class Frames(abc.ABC):
         position: str,
     ) -> LoadRecord:
         """The record of the pass that counted."""
-
-        def number(name: str) -> int:
-            value = counts.get(name)
-            return value if isinstance(value, int) else 0
+        number = functools.partial(_number, counts)
 
         def examples(name: str) -> tuple[str, ...]:
             value = counts.get(f"examples {name}")

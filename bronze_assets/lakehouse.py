@@ -1,7 +1,7 @@
 """The lake: bronze tables and their quarantines, beside control and private tables; nothing else writes Delta.
 
-Bronze and quarantine rows go through Spark. What only looks at a table's log goes through delta-rs, which needs no JVM
-and takes milliseconds.
+Bronze and quarantine rows go through Spark. What only looks at a table's log is up to the `storage`, which also knows
+what tables are called: `open_lake` picks it.
 
 Every commit of rows carries `userMetadata = <batch_id> <token>`, a token for each attempt, since a process that was
 paused may wake up when another has committed the same batch. It is fenced: `txnVersion` is one more than that of the
@@ -12,28 +12,24 @@ history then tells. (Counted in loads and not in table versions: an OPTIMIZE bet
 from __future__ import annotations
 
 import datetime as dt
-import json
+import functools
 import logging
-import math
-import re
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import pyarrow as pa
-from deltalake import DeltaTable
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
+import delta.tables
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.types import to_arrow_schema
 
-from bronze_assets.control_tables import delta_identifier, sql_literal
-from bronze_assets.errors import LakeError, StaleBase
+from bronze_assets import engine
+from bronze_assets.arrow_schema import arrow_schema
+from bronze_assets.catalog_storage import CatalogStorage
+from bronze_assets.errors import StaleBase
 from bronze_assets.private_tables import PrivateTables
+from bronze_assets.settings import Settings
+from bronze_assets.spark_errors import SPARK_ERRORS
+from bronze_assets.storage import OVERTAKEN, Commit, Described, FolderStorage, TableSize, spark_literal, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
 _PROPERTIES = {
@@ -43,12 +39,12 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
-OVERTAKEN = re.compile(r"io\.delta\.exceptions\.Concurrent|\[DELTA_CONCURRENT_")
 logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
 _LOAD_DATE_COMMENT = "Day of loading."
-_RESCUED_COLUMN = f"`{RESCUED}` string comment 'Values of columns that the table does not have, as JSON.'"
+_RESCUED_COMMENT = "Values of columns that the table does not have, as JSON."
+_RESCUED_COLUMN = f"`{RESCUED}` string comment '{_RESCUED_COMMENT}'"
 _INCOMING = "bronze_assets_incoming"
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
@@ -93,75 +89,29 @@ FOLDED = "folded"
 QUARANTINE_IDENTITY = ("row_key", "row_hash", "rule_set", "file_name", "source_position")
 
 
-@dataclass(frozen=True)
-class TableSize:
-    """A table's current version: row versions, bytes and files."""
-
-    version: int
-    rows: int
-    bytes: int
-    files: int
-
-
-@dataclass(frozen=True)
-class Described:
-    """What the log of a Delta table that somebody else writes says of it.
-
-    Attributes:
-        types: column → type, in Spark's words; `struct`, `array` or `map` for a nested one.
-        required: columns that cannot be NULL.
-        properties: of the table.
-        soft_deleted: whether files of the current version hold rows that deletion vectors only hide.
-        retention: for how long removed files stay, at least.
-    """
-
-    types: Mapping[str, str]
-    required: frozenset[str]
-    properties: Mapping[str, str]
-    soft_deleted: bool
-    retention: dt.timedelta
-
-
 class Lakehouse(PrivateTables):
-    """The Delta tables under one root folder, `<root>/<schema>/<table>`.
-
-    Args:
-        root: the lake's folder; made when first written to.
-    """
+    """The Delta tables of one lake."""
 
     def check_writable(self, table: BronzeTable) -> None:
-        """Raise `LakeError` unless the table's schema folder can be written."""
-        folder = self.root / table.schema
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe_{table.name}_{time.time_ns()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise LakeError(
-                f"the lake folder {folder} cannot be written ({error.strerror}).",
-                "give the process write access, free disk space, or set BRONZE_LAKE to another folder.",
-                table=table.name,
-            ) from None
+        """Raise `LakeError` unless tables of the table's schema can be made and written."""
+        self.storage.check_writable(table.schema, table.name)
 
     def ensure(self, session: SparkSession, table: BronzeTable) -> None:
         """Make the bronze table and its quarantine where they are missing."""
         if not self.exists(table.schema, table.name):
-            session.sql(self._create_statement(table))
+            self._make(session, table)
         elif table.feed is not None and RESCUED not in self._names(table):
             session.sql(f"alter table {self.identifier(table.schema, table.name)} add columns ({_RESCUED_COLUMN})")
-        if not self.exists(table.schema, table.quarantine_name):
-            DeltaTable.create(
-                str(self.path(table.schema, table.quarantine_name)),
-                to_arrow_schema(QUARANTINE, timezone="UTC"),
-                mode="ignore",
+        place = self.location(table.schema, table.quarantine_name)
+        if not self.storage.exists(place):
+            self.storage.create(
+                place,
+                arrow_schema(QUARANTINE),
+                {**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
                 description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
-                configuration={**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
             )
             return
-        there = {
-            field.name for field in DeltaTable(str(self.path(table.schema, table.quarantine_name))).schema().fields
-        }
+        there = self.storage.columns(place)
         missing = [field for field in QUARANTINE.fields if field.name not in there]
         if missing:
             columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in missing)
@@ -169,24 +119,19 @@ class Lakehouse(PrivateTables):
 
     def read(self, session: SparkSession, schema: str, name: str, *, version: int | None = None) -> DataFrame:
         """A table, at a version if one is given."""
-        reader = session.read.format("delta")
-        if version is not None:
-            reader = reader.option("versionAsOf", version)
-        return reader.load(str(self.path(schema, name)))
+        return self.storage.frame(session, self.location(schema, name), version)
 
     def size(self, schema: str, name: str) -> TableSize:
-        """Rows, bytes and files of the current version, from its log alone."""
-        table = DeltaTable(str(self.path(schema, name)))
-        files = pa.table(table.get_add_actions(flatten=True))
-        rows = sum(files["num_records"].to_pylist())
-        return TableSize(table.version(), rows, sum(files["size_bytes"].to_pylist()), files.num_rows)
+        """Rows, bytes and files of the current version."""
+        return self.storage.size(self.location(schema, name))
 
     def committed(self, schema: str, name: str, batch_id: str) -> int | None:
         """The version in which the batch was committed; None if it was not."""
-        path = str(self.path(schema, name))
-        if not DeltaTable.is_deltatable(path):
+        place = self.location(schema, name)
+        if not self.storage.exists(place):
             return None
-        return _version_marked(path, lambda mark: mark.split(" ")[0] == batch_id, -1)
+        commit = self._marked(place, lambda mark: mark.split(" ")[0] == batch_id, -1)
+        return None if commit is None else commit.version
 
     def append(
         self,
@@ -197,7 +142,7 @@ class Lakehouse(PrivateTables):
         base: int,
         replace_where: str | None = None,
         new_columns: bool = False,
-    ) -> int:
+    ) -> Commit:
         """Commit a batch's rows to the bronze table, fenced against `base`.
 
         Args:
@@ -208,20 +153,19 @@ class Lakehouse(PrivateTables):
             new_columns: whether the frame has columns that the table does not have yet.
 
         Returns:
-            The version committed.
+            What was committed.
 
         Raises:
             StaleBase: another load has committed since `base`; nothing was written.
         """
-        path = str(self.path(table.schema, table.name))
+        place = self.location(table.schema, table.name)
         loads = f"bronze/{table.name}"
-        before = DeltaTable(path, version=base).transaction_version(loads)
         own = f"{batch_id} {uuid.uuid4().hex}"
         writer = (
             frame.write.format("delta")
             .option("userMetadata", own)
             .option("txnAppId", loads)
-            .option("txnVersion", 1 if before is None else before + 1)
+            .option("txnVersion", self.storage.next_load(place, loads, base))
             .option("mergeSchema", str(new_columns).lower())
         )
         if replace_where is not None:
@@ -229,16 +173,15 @@ class Lakehouse(PrivateTables):
         else:
             writer = writer.mode("append")
         try:
-            writer.save(path)
-        except (PySparkException, Py4JError) as error:
-            # Delta's own exceptions come as py4j's in classic Spark.
+            self.storage.save(writer, place)
+        except SPARK_ERRORS as error:
             if OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error
             raise
-        version = _version_marked(path, lambda mark: mark == own, base)
-        if version is None:
+        commit = self._marked(place, lambda mark: mark == own, base)
+        if commit is None:
             raise self._stale(table)
-        return version
+        return commit
 
     def rewrite(self, frame: DataFrame, table: BronzeTable, mark: str) -> None:
         """Put the same row versions with other values, and maybe types, of some columns in the place of all.
@@ -258,14 +201,14 @@ class Lakehouse(PrivateTables):
         writer = writer.option("userMetadata", f"{mark} {uuid.uuid4().hex}")
         if layout:
             writer = writer.partitionBy(layout)
-        writer.save(str(self.path(table.schema, table.name)))
+        self.storage.save(writer, self.location(table.schema, table.name))
 
     def undeclared(self, table: BronzeTable) -> list[str]:
         """Columns of the bronze table that neither its declaration nor the platform knows."""
         return [name for name in self._names(table) if not table.knows(name) and name != RESCUED]
 
     def _names(self, table: BronzeTable) -> list[str]:
-        return [field.name for field in DeltaTable(str(self.path(table.schema, table.name))).schema().fields]
+        return self.storage.columns(self.location(table.schema, table.name))
 
     def quarantine(self, rows: DataFrame, table: BronzeTable, batch_id: str) -> None:
         """Commit a batch's quarantined rows; a row that is there already is seen again, and open again if it had been
@@ -277,8 +220,8 @@ class Lakehouse(PrivateTables):
         name = self.identifier(table.schema, table.quarantine_name)
         session = rows.sparkSession
         if self.size(table.schema, table.quarantine_name).rows == 0:
-            path = str(self.path(table.schema, table.quarantine_name))
-            rows.write.format("delta").mode("append").option("userMetadata", batch_id).save(path)
+            writer = rows.write.format("delta").mode("append").option("userMetadata", batch_id)
+            self.storage.save(writer, self.location(table.schema, table.quarantine_name))
         else:
             session.conf.set("spark.databricks.delta.commitInfo.userMetadata", batch_id)
             rows.createOrReplaceTempView(_INCOMING)
@@ -345,10 +288,9 @@ class Lakehouse(PrivateTables):
         finally:
             session.catalog.dropTempView(_INCOMING)
             session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        for commit in DeltaTable(str(self.path(*place))).history(5):
-            if commit.get("userMetadata") == own:
-                metrics = commit["operationMetrics"]
-                return int(metrics["numTargetRowsUpdated"]) + int(metrics["numTargetRowsDeleted"])
+        for commit in self.storage.history(self.location(*place), 5):
+            if commit.mark == own:
+                return int(commit.metrics["numTargetRowsUpdated"]) + int(commit.metrics["numTargetRowsDeleted"])
         return 0
 
     def empty_quarantine(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
@@ -404,7 +346,7 @@ class Lakehouse(PrivateTables):
         key = ", ".join(f"coalesce(cast(t.`{c.name}` as string), 'NULL')" for c in table.key)
         return self._merge_keys(
             session,
-            str(self.path(table.schema, table.name)),
+            self.location(table.schema, table.name),
             keys,
             mark,
             f"concat_ws(', ', {key}) = n.key",
@@ -417,7 +359,7 @@ class Lakehouse(PrivateTables):
         self, session: SparkSession, table: BronzeTable, keys: Sequence[str], hashes: Sequence[str], mark: str
     ) -> int:
         """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were."""
-        place = str(self.path(table.schema, table.quarantine_name))
+        place = self.location(table.schema, table.quarantine_name)
         statement = "when matched then delete"
         counted = "numTargetRowsDeleted"
         removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement, counted)
@@ -431,27 +373,7 @@ class Lakehouse(PrivateTables):
         Raises:
             LakeError: its log cannot be read.
         """
-        try:
-            if not DeltaTable.is_deltatable(location):
-                return None
-            table = DeltaTable(location)
-            fields = json.loads(table.schema().to_json())["fields"]
-            hidden = pa.table(table.deletion_vectors()).num_rows > 0
-            told = table.metadata().configuration
-        except Exception as error:  # delta-rs raises what the storage behind a URI raises
-            kind = type(error).__name__
-        else:
-            return Described(
-                {field["name"]: _spark_type(field["type"]) for field in fields},
-                frozenset(field["name"] for field in fields if not field["nullable"]),
-                told,
-                hidden,
-                _interval(told.get("delta.deletedFileRetentionDuration", "interval 1 week")),
-            )
-        raise LakeError(
-            f"the Delta table {location} cannot be read ({kind}).",
-            "see whether its files are there, and give the process access.",
-        )
+        return self.storage.describe(location)
 
     def forget_derived(
         self,
@@ -498,19 +420,7 @@ class Lakehouse(PrivateTables):
         Raises:
             LakeError: they cannot be removed.
         """
-        try:
-            table = DeltaTable(location)
-            removed = table.vacuum(dry_run=False)
-            # Of files that the log has forgotten, as after a checkpoint, nobody can tell whether a writer is about to
-            # commit them: they have to be a week old.
-            hours = math.ceil(max(retention, dt.timedelta(days=7)) / dt.timedelta(hours=1))
-            return len(removed) + len(table.vacuum(hours, dry_run=False, full=True))
-        except Exception as error:  # delta-rs raises what the storage behind a URI raises
-            kind = type(error).__name__
-        raise LakeError(
-            f"removed files of {location} cannot be vacuumed ({kind}).",
-            "give the process access to the table's folder.",
-        )
+        return self.storage.vacuum(location, retention)
 
     def _merge_keys(
         self,
@@ -526,39 +436,44 @@ class Lakehouse(PrivateTables):
         own = f"{mark} {uuid.uuid4().hex}"
         session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
         try:
-            session.sql(f"merge into {delta_identifier(location)} as t using {_INCOMING} as n on {on} {action}")
+            session.sql(f"merge into {self.storage.identifier(location)} as t using {_INCOMING} as n on {on} {action}")
         finally:
             session.catalog.dropTempView(_INCOMING)
             session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        for commit in DeltaTable(location).history(20):
-            if commit.get("userMetadata") == own:
-                return int(commit["operationMetrics"][counted])
+        for commit in self.storage.history(location, 20):
+            if commit.mark == own:
+                return int(commit.metrics[counted])
         return 0
 
-    def _create_statement(self, table: BronzeTable) -> str:
-        columns = [
-            f"`{c.name}` {c.type.simpleString()}{' not null' if c.key else ''} comment {spark_literal(c.description)}"
-            for c in table.columns
-        ]
-        columns += [
-            f"`{name}` {kind.simpleString()} comment {spark_literal(text)}"
-            for name, (kind, text) in METADATA_COLUMNS.items()
-        ]
+    def _marked(self, location: str, wanted: Callable[[str], bool], after: int) -> Commit | None:
+        """The latest commit after the version `after` whose `userMetadata` is wanted; None if there is none."""
+        newer = self.storage.version(location) - after
+        for commit in self.storage.history(location, newer) if newer > 0 else []:
+            if commit.version > after and wanted(commit.mark):
+                return commit
+        return None
+
+    def _make(self, session: SparkSession, table: BronzeTable) -> None:
+        # In SQL, Delta knows generated columns only from 4.4 on.
+        made = self.storage.named(
+            delta.tables.DeltaTable.createIfNotExists(session), self.location(table.schema, table.name)
+        )
+        made = made.comment(table.description)
+        for column in table.columns:
+            made = made.addColumn(column.name, column.type, nullable=not column.key, comment=column.description)
+        for name, (kind, text) in METADATA_COLUMNS.items():
+            made = made.addColumn(name, kind, comment=text)
         if table.feed is not None:
-            columns.append(_RESCUED_COLUMN)
+            made = made.addColumn(RESCUED, "string", comment=_RESCUED_COMMENT)
         layout = table.layout.partition_by
         if layout == LOAD_DATE:
-            columns.append(
-                f"{LOAD_DATE} date generated always as ({_LOAD_DATE_OF}) comment {spark_literal(_LOAD_DATE_COMMENT)}"
-            )
+            made = made.addColumn(LOAD_DATE, "date", generatedAlwaysAs=_LOAD_DATE_OF, comment=_LOAD_DATE_COMMENT)
+        if layout:
+            made = made.partitionedBy(layout)
         statistics = ",".join([*(c.name for c in table.key), "batch_id"])
-        return (
-            f"create table if not exists {self.identifier(table.schema, table.name)} ({', '.join(columns)}) using delta"
-            + (f" partitioned by (`{layout}`)" if layout else "")
-            + f" comment {spark_literal(table.description)}"
-            + " "
-            + _properties({**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics})
-        )
+        for name, value in {**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics}.items():
+            made = made.property(name, value)
+        made.execute()
 
     @staticmethod
     def _stale(table: BronzeTable) -> StaleBase:
@@ -569,39 +484,14 @@ class Lakehouse(PrivateTables):
         )
 
 
-def _spark_type(kind: Any) -> str:
-    """A type of the Delta log in Spark's words."""
-    if isinstance(kind, dict):
-        return str(kind["type"])
-    return {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint"}.get(kind, str(kind))
+def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = None) -> Lakehouse:
+    """The lake of these settings: a folder, or on Databricks a catalog. Opening it reads nothing.
 
-
-def _interval(text: str) -> dt.timedelta:
-    """A duration as Delta's table properties write it.
-
-    Raises:
-        LakeError: Delta does not write it so.
+    Args:
+        session: gives the Spark session, where there is one already.
     """
-    found = re.findall(r"(\d+)\s+(week|day|hour|minute|second|millisecond)s?\b", text.lower())
-    if not found:
-        raise LakeError(f"the retention {text!r} is no interval.", "set delta.deletedFileRetentionDuration anew.")
-    return sum((dt.timedelta(**{f"{unit}s": int(number)}) for number, unit in found), dt.timedelta())
-
-
-def _version_marked(path: str, wanted: Callable[[str], bool], after: int) -> int | None:
-    """The latest version after `after` whose `userMetadata` is wanted; None if there is none."""
-    table = DeltaTable(path)
-    newer = table.version() - after
-    for commit in table.history(newer) if newer > 0 else []:
-        if commit["version"] > after and wanted(commit.get("userMetadata") or ""):
-            return int(commit["version"])
-    return None
-
-
-def spark_literal(text: str) -> str:
-    """A text as a literal in Spark SQL, which knows no doubled quotes."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _properties(properties: Mapping[str, str]) -> str:
-    return "tblproperties (" + ", ".join(f"'{key}' = '{value}'" for key, value in properties.items()) + ")"
+    if settings.on_cluster or settings.databricks is not None:
+        start = session or functools.partial(engine.start_session, settings)
+        # `[databricks]` and a process on a cluster have one.
+        return Lakehouse(CatalogStorage(settings.catalog or "", start, settings.lease_seconds))
+    return Lakehouse(FolderStorage(settings.lake))

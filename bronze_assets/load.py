@@ -19,11 +19,12 @@ from pyspark.sql import functions as F
 from bronze_assets import audit
 from bronze_assets.attempt import Attempt, write_failure
 from bronze_assets.audit import LoadRecord
-from bronze_assets.batches import Batch, lease
+from bronze_assets.batches import Batch
 from bronze_assets.classification import classify
 from bronze_assets.errors import BronzeError, LoadRefused
 from bronze_assets.file_load import FileLoad
 from bronze_assets.frames import ACTIVE
+from bronze_assets.leases import lease
 from bronze_assets.replay_load import resume_replay
 from bronze_assets.settings import CaptureMode
 from bronze_assets.snapshot_load import SnapshotLoad
@@ -60,7 +61,7 @@ def load(table: BronzeTable, partition: str, bench: Workbench, run: Run, options
         return replace(audit.combine(records), dry_run=True)
     try:
         bench.lake.check_writable(table)
-        with lease(bench.lake, table, run.id, bench.settings.lease_seconds), keys_held(attempt):
+        with lease(bench.lake, table.schema, table.name, run.id, bench.settings.lease_seconds), keys_held(attempt):
             return _load(attempt)
     except BaseException as error:
         attempt.record_failure(error)

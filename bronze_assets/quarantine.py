@@ -21,9 +21,9 @@ from pyspark.sql import functions as F
 from bronze_assets import audit, quality
 from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord
-from bronze_assets.batches import lease
 from bronze_assets.errors import LakeError, LoadRefused
 from bronze_assets.lakehouse import DISMISSED, OPEN, QUARANTINE_IDENTITY, Lakehouse
+from bronze_assets.leases import lease
 from bronze_assets.load import keys_held, settle
 from bronze_assets.replay_load import CORRECTED, KEY, ReplayLoad, nothing_said, with_all_columns
 from bronze_assets.schema_versions import SchemaVersions
@@ -144,7 +144,7 @@ def _rows(lake: Lakehouse, table: BronzeTable, selection: Selection) -> list[dic
     nothing = lake.query(table.schema, name, "select * from t limit 0")
     if nothing is None:
         raise LakeError(
-            f"there is no table at {lake.path(table.schema, name)}.",
+            f"there is no table at {lake.location(table.schema, name)}.",
             "load it first, or check BRONZE_HOME and BRONZE_LAKE.",
             table=name,
         )
@@ -219,7 +219,10 @@ def _at_work(attempt: Attempt) -> Iterator[None]:
     bench, table = attempt.bench, attempt.table
     try:
         bench.lake.check_writable(table)
-        with lease(bench.lake, table, attempt.run.id, bench.settings.lease_seconds), keys_held(attempt):
+        with (
+            lease(bench.lake, table.schema, table.name, attempt.run.id, bench.settings.lease_seconds),
+            keys_held(attempt),
+        ):
             attempt.open_log()
             yield
     except BaseException as error:

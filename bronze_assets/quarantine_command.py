@@ -11,7 +11,7 @@ from typing import Any
 
 from bronze_assets import quarantine
 from bronze_assets.catalog import TABLES
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.terminal import say
@@ -53,7 +53,7 @@ def run(settings: Settings, table: BronzeTable, options: argparse.Namespace) -> 
     )
     if options.action == "list":
         now = dt.datetime.now(dt.UTC)
-        for line in quarantine.lines_of(quarantine.summary(Lakehouse(settings.lake), table, chosen, now), table):
+        for line in quarantine.lines_of(quarantine.summary(open_lake(settings), table, chosen, now), table):
             say(line)
         return 0
     told = Run(f"{uuid.uuid4()}", "cli")

@@ -414,9 +414,9 @@ class ReplayLoad:
         attempt, bench, table = self._attempt, self._attempt.bench, self._attempt.table
         size = bench.lake.size(table.schema, table.name)
         frames = self._frames(attempt.versions(size.rows, size.version, without="false"))
-        counted, observation = frames.counted(frames.outcomes(frames.judged(), None))
+        counted, told = frames.counted(frames.outcomes(frames.judged(), None))
         counted.write.format("noop").mode("overwrite").save()
-        record = frames.record(observation.get, attempt.partition, "", attempt.started, bench.clock(), "")
+        record = frames.record(told(), attempt.partition, "", attempt.started, bench.clock(), "")
         return replace(record, dry_run=True)
 
     def _frames(self, versions: DataFrame | None) -> ReplayFrames:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pyarrow as pa
 from pyspark.sql import types as T
 
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import LoadRefused
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable, Evolution
 
 SCHEMA_VERSIONS = "bz_schema_versions"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from bronze_assets.databricks_settings import Databricks
+from bronze_assets.databricks_settings import Databricks, Launch, Prices
 from bronze_assets.errors import SettingsError
 
 _LEAST_MEGABYTES = 512
@@ -108,6 +108,9 @@ class Settings:
         databricks_host: `DATABRICKS_HOST`, else the host of the section: the workspace, with `https://`.
         on_cluster: `BRONZE_ON_CLUSTER=1`, set by the launcher: this process runs on Databricks, where all settings are
             variables (`remote_environment`).
+        serverless: `BRONZE_SERVERLESS=1`, set by the launcher: this process runs on Databricks without a cluster.
+        prices: of the section, for the estimate of what a load costs; on a cluster `BRONZE_PRICES`, as JSON.
+        shipped: `BRONZE_SHIPPED`, set by the launcher: what this process on a cluster should be (`shipping`).
     """
 
     environment: Environment
@@ -140,6 +143,9 @@ class Settings:
     databricks: Databricks | None = field(default=None, hash=False)
     databricks_host: str | None = None
     on_cluster: bool = False
+    serverless: bool = False
+    prices: Prices | None = field(default=None, hash=False)
+    shipped: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -271,6 +277,9 @@ class Settings:
             databricks=databricks,
             databricks_host=_host(environ.get("DATABRICKS_HOST") or (databricks.host if databricks else None)),
             on_cluster=on_cluster == "1",
+            serverless=environ.get("BRONZE_SERVERLESS") == "1",
+            prices=databricks.prices if databricks else _prices(environ),
+            shipped=environ.get("BRONZE_SHIPPED", ""),
         )
 
     def require_local(self) -> None:
@@ -322,6 +331,8 @@ class Settings:
             "BRONZE_READ_CONNECTIONS": str(self.read_connections),
             "BRONZE_RANGE_ROWS": str(self.range_rows),
             "BRONZE_LEASE_SECONDS": str(self.lease_seconds),
+            "BRONZE_SERVERLESS": "1" if self.databricks and self.databricks.launch is Launch.SERVERLESS else "",
+            "BRONZE_PRICES": self.prices.model_dump_json() if self.prices else "",
         }
 
     @property
@@ -333,6 +344,11 @@ class Settings:
     def dagster_home(self) -> Path:
         """Dagster's storage folder."""
         return self.home / "dagster"
+
+
+def _prices(environ: Mapping[str, str]) -> Prices | None:
+    text = environ.get("BRONZE_PRICES")
+    return Prices.model_validate_json(text) if text else None
 
 
 def is_time_zone(name: str) -> bool:

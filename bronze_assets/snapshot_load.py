@@ -14,10 +14,10 @@ from bronze_assets.attempt import Attempt
 from bronze_assets.audit import LoadRecord
 from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import LoadRefused, PartitionRefused
-from bronze_assets.lakehouse import spark_literal
 from bronze_assets.snapshot_frames import SnapshotFrames
 from bronze_assets.sources.postgres import Snapshot, SourceTable
 from bronze_assets.sources.scope import FULL, Scope
+from bronze_assets.storage import spark_literal
 from bronze_assets.table import BronzeTable, Cadence
 from bronze_assets.workbench import Options, current_partition
 
@@ -77,10 +77,11 @@ class SnapshotLoad:
         with snapshot.reading(table):
             source = _contract(table, snapshot, scope, attempt.options)
             frames = self._frames(scope, snapshot, source)
-            counted, observation = frames.counted(frames.outcomes(frames.judged(), versions))
+            counted, told = frames.counted(frames.outcomes(frames.judged(), versions))
             counted.write.format("noop").mode("overwrite").save()
+            counts = told()
         batch_id = attempt.log.next_id(attempt.partition)
-        return frames.record(observation.get, attempt.partition, batch_id, attempt.started, bench.clock(), position)
+        return frames.record(counts, attempt.partition, batch_id, attempt.started, bench.clock(), position)
 
     def _batch(
         self, batch_id: str, scope: Scope, snapshot: Snapshot, source: SourceTable, replaces: bool

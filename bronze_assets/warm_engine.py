@@ -202,7 +202,7 @@ def _fingerprint(settings: Settings) -> str:
     import pyspark
 
     parts = [pyspark.__version__, settings.driver_memory, str(settings.java_home), str(settings.jars)]
-    parts += [jar.sha256 for jar in engine.JARS]
+    parts += [jar.sha256 for jar in engine.pinned_jars()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 from pyspark.sql import SparkSession
 
 from bronze_assets import engine, warm_engine
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.errors import LoadRefused
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.privacy.keys import KeyRing, key_ring
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.sources.landing import LandingZone
@@ -71,7 +72,7 @@ class Workbench:
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self.lake = Lakehouse(settings.lake)
+        self.lake = open_lake(settings, lambda: self.session)
         self.say = say
 
     @classmethod
@@ -91,7 +92,16 @@ class Workbench:
 
     @functools.cached_property
     def source(self) -> PostgresSource:
-        """The source; connects when its snapshot is first asked for."""
+        """The source; connects when its snapshot is first asked for.
+
+        Raises:
+            LoadRefused: there is no JDBC where this runs.
+        """
+        if self.settings.serverless:
+            raise LoadRefused(
+                "serverless compute has no JDBC, by which a database is read.",
+                "set databricks.launch to step_launcher or pipes, with a cluster, for tables of a database.",
+            )
         url = resolve_secret(self.settings.source_url, meaning="BRONZE_SOURCE_URL", host=self.settings.databricks_host)
         mode = self.settings.capture
         return PostgresSource(

@@ -16,6 +16,7 @@ import pytest
 from psycopg2 import sql
 
 from bronze_assets import engine
+from bronze_assets.catalog import TABLES
 from bronze_assets.demo import generate, postgres
 from bronze_assets.settings import Settings
 
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).parents[1]
 
 _numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which storage the tests of loads have."""
+    parser.addoption(
+        "--catalog", action="store_true", help="keep the tables of `settings` in a catalog, as on Databricks"
+    )
 
 
 def pytest_configure() -> None:
@@ -96,12 +104,32 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(home: Path, jars: Path, request: pytest.FixtureRequest) -> Settings:
+def settings(home: Path, jars: Path, request: pytest.FixtureRequest) -> Iterator[Settings]:
     """Settings of `home`; its source is `source_url`, when the test asks for that fixture too."""
     own = settings_for(home, {"BRONZE_JARS": str(jars)})
     if "source_url" in request.fixturenames:
-        return dataclasses.replace(own, source_url=request.getfixturevalue("source_url"))
-    return own
+        own = dataclasses.replace(own, source_url=request.getfixturevalue("source_url"))
+    if request.config.getoption("--catalog"):
+        with in_catalog(own, request.getfixturevalue("spark")) as own:
+            yield own
+    else:
+        yield own
+
+
+@contextlib.contextmanager
+def in_catalog(settings: Settings, spark: SparkSession) -> Iterator[Settings]:
+    """Those settings as a cluster has them: tables are names in Spark's own catalog, for want of Unity Catalog.
+
+    The managed tables lie where they would without a catalog, so that tests look at them in the same way.
+    """
+    schemas = dict.fromkeys(table.schema for table in TABLES)
+    for schema in schemas:
+        spark.sql(f"create schema spark_catalog.{schema} location '{settings.lake / schema}'")
+    try:
+        yield dataclasses.replace(settings, on_cluster=True, catalog="spark_catalog")
+    finally:
+        for schema in schemas:
+            spark.sql(f"drop schema spark_catalog.{schema} cascade")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,8 +22,8 @@ from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.demo import postgres
 from bronze_assets.load import current
-from bronze_assets.orchestration import assets as assets_module
 from bronze_assets.orchestration import capture as capture_module
+from bronze_assets.orchestration import runs as runs_module
 from bronze_assets.orchestration import slot_checks
 from bronze_assets.orchestration.jobs import file_jobs
 from bronze_assets.orchestration.sensors import tick
@@ -53,8 +53,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = assets_module.RETRY_POLICY._replace(delay=0.01)
-    monkeypatch.setattr(assets_module, "RETRY_POLICY", quick)
+    quick = runs_module.RETRY_POLICY._replace(delay=0.01)
+    monkeypatch.setattr(runs_module, "RETRY_POLICY", quick)
     monkeypatch.setattr(capture_module, "RETRY_POLICY", quick)
 
 

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyspark.sql.types as T
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from bronze_assets import __main__ as command_line
 from bronze_assets import lakehouse, private_tables
 from bronze_assets.access import ACCESS_LOG, ERASURE_LOG, SUBJECT_KEYS, TOKEN_VAULT
+from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home as demo_home
@@ -90,7 +90,7 @@ class Lake:
         }
         fields |= {"visits": pa.int32(), "file_name": pa.string(), "load_timestamp": pa.timestamp("us", tz="UTC")}
         schema = pa.schema([*fields.items(), ("_rescued_data", pa.string()), *(columns or {}).items()])
-        folder = self.lake.path(SCHEMA, NAME)
+        folder = Path(self.lake.location(SCHEMA, NAME))
         shutil.rmtree(folder, ignore_errors=True)
         DeltaTable.create(str(folder), schema, configuration={**lakehouse._PROPERTIES})
         write_deltalake(str(folder), pa.Table.from_pylist([dict(row) for row in rows], schema=schema), mode="append")
@@ -108,8 +108,8 @@ class Lake:
 
     def quarantine(self, *rows: Mapping[str, Any]) -> None:
         """The quarantine anew."""
-        schema = to_arrow_schema(lakehouse.QUARANTINE, timezone="UTC")
-        folder = self.lake.path(SCHEMA, QUARANTINE)
+        schema = arrow_schema(lakehouse.QUARANTINE)
+        folder = Path(self.lake.location(SCHEMA, QUARANTINE))
         shutil.rmtree(folder, ignore_errors=True)
         DeltaTable.create(str(folder), schema, configuration={**lakehouse._PROPERTIES})
         write_deltalake(str(folder), pa.Table.from_pylist([dict(row) for row in rows], schema=schema), mode="append")
@@ -134,7 +134,7 @@ class Lake:
         log_access(self.lake, Access(NOW, who, SCHEMA, NAME, ("email",), purpose, "reveal", outcome, row_key="1"))
 
     def delta(self, name: str) -> DeltaTable:
-        return DeltaTable(str(self.lake.path(SCHEMA, name)))
+        return DeltaTable(self.lake.location(SCHEMA, name))
 
     def report(self, *more: BronzeTable) -> Report:
         return compliance(
@@ -271,7 +271,7 @@ def test_somebody_elses_master_key_fails(lake: Lake, tmp_path: Path) -> None:
 
 
 def test_protected_values_without_their_keys_fail(lake: Lake) -> None:
-    shutil.rmtree(lake.lake.path(SCHEMA, SUBJECT_KEYS))
+    shutil.rmtree(Path(lake.lake.location(SCHEMA, SUBJECT_KEYS)))
 
     assert lake.fails() == ["master_key"]
 
@@ -312,10 +312,10 @@ def test_a_private_table_that_keeps_too_much_fails(lake: Lake, name: str, key: s
 
 
 def test_statistics_of_a_private_table_fail(lake: Lake) -> None:
-    folder = lake.lake.path(SCHEMA, TOKEN_VAULT)
+    folder = Path(lake.lake.location(SCHEMA, TOKEN_VAULT))
     rows = DeltaTable(str(folder)).schema()
     shutil.rmtree(folder)
-    told = {**private_tables._PRIVATE, "delta.dataSkippingNumIndexedCols": "1"}
+    told = {**private_tables.PRIVATE, "delta.dataSkippingNumIndexedCols": "1"}
     DeltaTable.create(str(folder), rows, configuration=told)
     row = {"token": "tok", "subject": "s", "value": "v", "created": NOW}
     write_deltalake(str(folder), pa.Table.from_pylist([row], schema=erasure.VAULT), mode="append")
@@ -408,21 +408,21 @@ def test_an_unclassified_column_fails_and_one_that_looks_personal_twice(lake: La
     [("delta.deletedFileRetentionDuration", "interval 31 days"), ("delta.deletedFileRetentionDuration", "for ever")],
 )
 def test_removed_files_that_stay_for_too_long_fail(lake: Lake, key: str, value: str) -> None:
-    schema = DeltaTable(str(lake.lake.path(SCHEMA, QUARANTINE))).schema()
-    shutil.rmtree(lake.lake.path(SCHEMA, QUARANTINE))
+    schema = DeltaTable(lake.lake.location(SCHEMA, QUARANTINE)).schema()
+    shutil.rmtree(Path(lake.lake.location(SCHEMA, QUARANTINE)))
     # Not by delta-rs, which takes no such text.
-    DeltaTable.create(str(lake.lake.path(SCHEMA, QUARANTINE)), schema)
-    log = lake.lake.path(SCHEMA, QUARANTINE) / "_delta_log" / "00000000000000000000.json"
+    DeltaTable.create(lake.lake.location(SCHEMA, QUARANTINE), schema)
+    log = Path(lake.lake.location(SCHEMA, QUARANTINE)) / "_delta_log" / "00000000000000000000.json"
     log.write_text(log.read_text().replace('"configuration":{}', json.dumps({"configuration": {key: value}})[1:-1]))
 
     assert lake.fails() == ["retention"]
 
 
 def test_deletion_vectors_fail(lake: Lake) -> None:
-    schema = DeltaTable(str(lake.lake.path(SCHEMA, QUARANTINE))).schema()
-    shutil.rmtree(lake.lake.path(SCHEMA, QUARANTINE))
+    schema = DeltaTable(lake.lake.location(SCHEMA, QUARANTINE)).schema()
+    shutil.rmtree(Path(lake.lake.location(SCHEMA, QUARANTINE)))
     told: dict[str, str | None] = {"delta.enableDeletionVectors": "true"}
-    DeltaTable.create(str(lake.lake.path(SCHEMA, QUARANTINE)), schema, configuration=told)
+    DeltaTable.create(lake.lake.location(SCHEMA, QUARANTINE), schema, configuration=told)
 
     assert lake.fails() == ["retention"]
 
@@ -443,7 +443,7 @@ def test_readers_are_counted_and_an_answer_without_a_purpose_fails(lake: Lake) -
 
 
 def test_what_cannot_be_checked_does_not_hold(lake: Lake) -> None:
-    for file in lake.lake.path(SCHEMA, ERASURE_LOG).glob("*.parquet"):
+    for file in Path(lake.lake.location(SCHEMA, ERASURE_LOG)).glob("*.parquet"):
         file.write_bytes(b"damaged")
 
     assert lake.fails() == ["erasures_failed", "erasures_open", "erased_files"]

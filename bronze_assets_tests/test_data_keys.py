@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bronze_assets import private_tables
+from bronze_assets import storage
 from bronze_assets.errors import KeyRefused, TableBusy
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.data_keys import DataKeys
@@ -73,7 +73,7 @@ def keys(lake: Lakehouse) -> DataKeys:
 
 @pytest.fixture
 def folder(lake: Lakehouse) -> Path:
-    return lake.root / SCHEMA / "bz_subject_keys"
+    return Path(lake.location(SCHEMA, "bz_subject_keys"))
 
 
 def derived(key: bytes, info: str) -> bytes:
@@ -190,7 +190,7 @@ class TestMakingKeys:
         if there:
             keys.ensure([MARIA])
         rounds = 6
-        command = [sys.executable, "-c", RACE, str(lake.root)]
+        command = [sys.executable, "-c", RACE, str(folder.parent.parent)]
         processes = [
             subprocess.Popen(
                 [*command, first, last, str(rounds), ONE.hex()],
@@ -398,7 +398,7 @@ class TestDropping:
         self, keys: DataKeys, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys.ensure([MARIA])
-        monkeypatch.setattr(private_tables, "HOLD_SECONDS", 0.1)
+        monkeypatch.setattr(storage, "HOLD_SECONDS", 0.1)
         with keys.held():
             works: list[Callable[[], int]] = [lambda: keys.drop([MARIA]), keys.rewrap]
             for work in works:
@@ -489,7 +489,7 @@ class TestSmallFiles:
     def test_they_are_put_together_when_nobody_holds_the_table(
         self, keys: DataKeys, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(private_tables, "TIDY_FILES", 5)
+        monkeypatch.setattr(storage, "TIDY_FILES", 5)
         with keys.held():
             for number in range(12):
                 keys.ensure([f"bz_customers/{number}"])

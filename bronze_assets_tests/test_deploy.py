@@ -415,6 +415,12 @@ class TestWorkflows:
         # YAML 1.1 reads the key `on` as true.
         assert "pull_request" in workflow("pull_request")[True]  # type: ignore[index]
 
+    def test_a_pull_request_is_tested_on_each_spark_that_is_pinned(self) -> None:
+        job = workflow("pull_request")["jobs"]["spark"]
+        pinned = sorted(path.stem.rpartition("-")[2] for path in CHECKOUT.glob("constraints-databricks-*.txt"))
+        assert job["strategy"]["matrix"] == {"databricks": pinned}
+        assert [step["run"] for step in job["steps"] if "run" in step] == ['make test DATABRICKS="$RUNTIME"']
+
     def test_environments_come_one_after_the_other(self) -> None:
         jobs = workflow("release")["jobs"]
         assert jobs["build"]["needs"] == "test"

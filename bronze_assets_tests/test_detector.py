@@ -34,7 +34,7 @@ def lake(tmp_path: Path) -> Lakehouse:
 
 
 def write(lake: Lakehouse, **columns: Sequence[str | None]) -> None:
-    write_deltalake(str(lake.path(SCHEMA, NAME)), pa.table(columns), mode="overwrite", schema_mode="overwrite")
+    write_deltalake(lake.location(SCHEMA, NAME), pa.table(columns), mode="overwrite", schema_mode="overwrite")
 
 
 def luhn_digit(digits: str) -> str:
@@ -188,5 +188,5 @@ def test_undeclared_columns_are_told_and_an_empty_rescue_is_not(lake: Lakehouse)
     assert found == {"nickname": 1, "_rescued_data": 1}
 
     table = pa.table({"email": ["x"], "_rescued_data": pa.nulls(1, pa.string())})
-    write_deltalake(str(lake.path(SCHEMA, NAME)), table, mode="overwrite", schema_mode="overwrite")
+    write_deltalake(lake.location(SCHEMA, NAME), table, mode="overwrite", schema_mode="overwrite")
     assert detector.unclassified(lake, people()) == []

@@ -104,9 +104,9 @@ def test_a_disk_that_is_nearly_full_is_told(sound: Settings, monkeypatch: pytest
 
 
 def test_a_jar_that_is_another_one_is_missing(sound: Settings, tmp_path: Path) -> None:
-    for jar in engine.JARS:
+    for jar in engine.pinned_jars():
         shutil.copy(Path(str(sound.jars)) / jar.file_name, tmp_path)
-    spoilt = tmp_path / engine.JARS[0].file_name
+    spoilt = tmp_path / engine.pinned_jars()[0].file_name
     spoilt.write_bytes(spoilt.read_bytes()[:-1])
     (finding,) = wrong(dataclasses.replace(sound, jars=tmp_path))
     assert finding.words == f"BRONZE_JARS={tmp_path} lacks {spoilt.name}."

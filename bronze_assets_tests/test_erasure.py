@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from bronze_assets import private_tables
+from bronze_assets import storage
 from bronze_assets.errors import LakeError, PrivacyRefused, TableBusy
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import erasure
@@ -401,7 +401,7 @@ def test_no_key_is_dropped_while_a_load_is_at_work(
 ) -> None:
     drop(settings, "a.json", person(1), person(2))
     paused = Paused(monkeypatch, Lakehouse, "append")
-    monkeypatch.setattr(private_tables, "HOLD_SECONDS", 1.0)
+    monkeypatch.setattr(storage, "HOLD_SECONDS", 1.0)
     keys = DataKeys(Lakehouse(settings.lake), key_ring(settings), SCHEMA, lambda: NOW)
     with ThreadPoolExecutor(1) as others:
         load = others.submit(loaded, settings)

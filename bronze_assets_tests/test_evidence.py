@@ -326,12 +326,12 @@ def test_a_difference_stands_with_the_schema_that_it_concerns(warehouse: FakeWar
     # The five groups' USE CATALOG is declared once and stands with both schemas.
     assert sum(rows[0]["declared"] for rows in kept.values()) == len(grants(TABLES, "dev")) + 5
     for schema in SCHEMAS:
-        assert DeltaTable(str(lake.path(schema, GRANT_CHECKS))).metadata().configuration["delta.appendOnly"] == "true"
+        assert DeltaTable(lake.location(schema, GRANT_CHECKS)).metadata().configuration["delta.appendOnly"] == "true"
 
 
 def test_a_log_of_comparisons_that_can_be_changed_fails(settings: Settings) -> None:
     collect(settings)
-    path = str(Lakehouse(settings.lake).path("manufacturing_bronze", GRANT_CHECKS))
+    path = Lakehouse(settings.lake).location("manufacturing_bronze", GRANT_CHECKS)
     DeltaTable(path).alter.set_table_properties({"delta.appendOnly": "false"})
 
     assert [one.name for one in report(settings).failing] == ["append_only"]

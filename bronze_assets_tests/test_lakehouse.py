@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from bronze_assets import control_tables
-from bronze_assets.control_tables import sql_literal
+from bronze_assets import storage
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.storage import sql_literal
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
 
@@ -19,7 +19,7 @@ SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
 def test_a_control_table_keeps_every_row_while_its_small_files_are_put_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_tables, "TIDY_EVERY", 10)
+    monkeypatch.setattr(storage, "TIDY_EVERY", 10)
     lake = Lakehouse(tmp_path / "a lake")
 
     for number in range(25):
@@ -29,12 +29,12 @@ def test_a_control_table_keeps_every_row_while_its_small_files_are_put_together(
     found = lake.rows("schema", "log", ["number"], f"name = {quoted} and number >= 5")
     assert sorted(row["number"] for row in found) == list(range(5, 25))
     assert lake.rows("schema", "log", where="name = 'other'") == []
-    files = DeltaTable(str(lake.path("schema", "log"))).file_uris()
+    files = DeltaTable(lake.location("schema", "log")).file_uris()
     assert len(files) < 12
 
 
 def test_rows_that_several_writers_append_at_once_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_tables, "TIDY_EVERY", 5)
+    monkeypatch.setattr(storage, "TIDY_EVERY", 5)
     lake = Lakehouse(tmp_path)
 
     def append(writer: int) -> None:

@@ -48,7 +48,7 @@ def test_the_latest_event_of_a_file_is_its_state_and_tables_do_not_mix(lake: Lak
         assert (a.event, a.rows, a.batch_id, a.attempt, a.size, a.settled) == ("loaded", 3, "b/1", 1, 10, True)
         assert (its.event, its.settled, its.event_time) == ("claimed", False, NOW)
     assert ledger(lake, OTHER).files["raw/things/a.json"].size == 99
-    rows = lake_reader.read(lake.path(SCHEMA, "bz_file_ledger"), "select table_name, number, event from t")
+    rows = lake_reader.read(Path(lake.location(SCHEMA, "bz_file_ledger")), "select table_name, number, event from t")
     assert sorted((one["table_name"], one["number"], one["event"]) for one in rows) == [
         ("bz_others", 0, "seen"),
         ("bz_things", 1, "claimed"),

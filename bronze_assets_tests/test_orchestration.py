@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
 import re
 import subprocess
@@ -29,6 +30,7 @@ from bronze_assets.errors import (
     TableBusy,
 )
 from bronze_assets.orchestration import assets as assets_module
+from bronze_assets.orchestration import runs as runs_module
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence
@@ -133,7 +135,7 @@ def kept(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets_module, "RETRY_POLICY", assets_module.RETRY_POLICY._replace(delay=0.01))
+    monkeypatch.setattr(runs_module, "RETRY_POLICY", runs_module.RETRY_POLICY._replace(delay=0.01))
 
 
 def materialise(
@@ -233,7 +235,7 @@ class TestGraph:
             assert definition.backfill_policy == dg.BackfillPolicy.single_run()
             assert definition.op.pool == f"load_{table.name}"
             assert definition.op.retry_policy is None, "Dagster's own would retry an interrupted load"
-        policy = assets_module.RETRY_POLICY
+        policy = runs_module.RETRY_POLICY
         assert (policy.max_retries, policy.backoff) == (3, dg.Backoff.EXPONENTIAL)
         assert policy.jitter is not None
 
@@ -292,6 +294,35 @@ def test_only_the_wiring_and_the_orchestration_import_dagster() -> None:
         if re.search(r"^\s*(import|from) dagster\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert {name for name in importing if not name.startswith("orchestration/")} == {"definitions.py"}
+
+
+LOCAL_ONLY = {
+    "engine.py": {"_jvm"},
+    "warm_engine.py": {"sparkContext", "SparkContext", "_gateway", "_jsparkSession"},
+    # What is caught may come over py4j.
+    "spark_errors.py": {"py4j"},
+    # Over Spark Connect it runs in a process of the server's, which knows no ledger.
+    "sources/autoloader.py": {"foreachBatch"},
+}
+"""Module → what it uses of Spark that Spark Connect does not serve, and so neither serverless compute nor a shared
+cluster. Only the two engines may, which start a JVM of their own, and what is yet to be done."""
+
+
+def test_loads_use_nothing_that_spark_connect_does_not_serve() -> None:
+    package = Path(bronze_assets.__file__).parent
+    internals = (
+        r"_jvm|_jdf|_jc|_jconf|_jsc|_jsparkSession|_gateway|_sc|sparkContext|SparkContext|rdd|py4j|parallelize|"
+        r"foreachBatch|foreachPartition|foreach|persist|unpersist|cache|checkpoint|localCheckpoint|toLocalIterator"
+    )
+    found: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+        if used := {name for name in names if re.fullmatch(internals, name)}:
+            found[path.relative_to(package).as_posix()] = used
+    assert found == LOCAL_ONLY
 
 
 def spec_of(name: str, settings: Settings) -> dg.AssetSpec:

@@ -29,8 +29,8 @@ from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.errors import EngineError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.orchestration import launch
-from bronze_assets.orchestration.assets import PROCESS_TAG
 from bronze_assets.orchestration.launch import load_current, prepare_dagster_home
+from bronze_assets.orchestration.runs import PROCESS_TAG
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Options, Run, Workbench

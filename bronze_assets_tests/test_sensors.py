@@ -22,13 +22,14 @@ from deltalake import write_deltalake
 from pyspark.sql import types as T
 
 from bronze_assets.audit import LoadRecord
-from bronze_assets.batches import BatchLog, lease
+from bronze_assets.batches import BatchLog
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.orchestration.assets import PROCESS_TAG
+from bronze_assets.leases import lease
 from bronze_assets.orchestration.capture import job_name
 from bronze_assets.orchestration.jobs import file_jobs
+from bronze_assets.orchestration.runs import PROCESS_TAG
 from bronze_assets.orchestration.sensors import files_waiting, tick
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Environment, Settings
@@ -121,7 +122,7 @@ class Feeds:
     def snapshot(self, *tables: BronzeTable, lsn: int) -> None:
         """A snapshot load of these tables that saw the source at that position."""
         for table in tables:
-            write_deltalake(str(self.lake.path(table.schema, table.name)), arrow.table({"x": [1]}), mode="append")
+            write_deltalake(self.lake.location(table.schema, table.name), arrow.table({"x": [1]}), mode="append")
             log = BatchLog(self.lake, table, lambda: NOON, TODAY)
             batch = log.begin(log.next_id(TODAY), TODAY, "a run", FULL, EPOCH)
             position = f"0001/{lsn:016X}/0000000000"
@@ -429,7 +430,7 @@ class TestKilledLoads:
         shop_floor.record(SENSORS, f"{SENSOR_FILES}/a.csv", FileEvent.CLAIMED)
         shop_floor.drop(f"{SENSOR_FILES}/b.csv")
         shop_floor.drop("raw/equipment-logs/a.json")
-        with lease(shop_floor.lake, SENSORS, "by-hand", 60):
+        with lease(shop_floor.lake, SENSORS.schema, SENSORS.name, "by-hand", 60):
             assert [*shop_floor.asked().values()] == [["bz_equipment_logs"]]
             assert shop_floor.said == ["Run by-hand is loading bz_sensor_data; waiting: 1 file."]
         assert [*shop_floor.asked().values()] == [["bz_equipment_logs", "bz_sensor_data"]]
@@ -437,7 +438,7 @@ class TestKilledLoads:
     def test_a_load_at_work_with_all_that_is_there_leaves_nothing_waiting(self, shop_floor: Feeds) -> None:
         shop_floor.drop(f"{SENSOR_FILES}/a.csv")
         shop_floor.record(SENSORS, f"{SENSOR_FILES}/a.csv", FileEvent.CLAIMED)
-        with lease(shop_floor.lake, SENSORS, "by-hand", 60):
+        with lease(shop_floor.lake, SENSORS.schema, SENSORS.name, "by-hand", 60):
             assert shop_floor.reason() == "Run by-hand is loading bz_sensor_data."
 
 
@@ -511,7 +512,7 @@ class TestCapturedTables:
             "proposed", {"colour": T.StringType()}, batch_id=None, actor="a run"
         )
         change(inventory, returns)
-        with lease(inventory.lake, returns, "by-hand", 60):
+        with lease(inventory.lake, returns.schema, returns.name, "by-hand", 60):
             behind = {"bz_orders", "bz_products", "bz_shipments", "bz_returns"}
             assert inventory.told() == [name for name in CAPTURED if name not in behind]
 
@@ -533,7 +534,7 @@ class TestCapturedTables:
         assert inventory.told() == []
         assert run_key(inventory.look()) == first
         file = change(inventory, ORDERS)
-        with lease(inventory.lake, ORDERS, "by-hand", 60):
+        with lease(inventory.lake, ORDERS.schema, ORDERS.name, "by-hand", 60):
             inventory.look()
             assert inventory.said == ["Run by-hand is loading bz_orders; waiting: 1 file and a snapshot."]
         file.unlink()

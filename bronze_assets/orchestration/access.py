@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import evidence
 from bronze_assets.settings import Settings
@@ -36,7 +36,7 @@ def access_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
             now = dt.datetime.now(dt.UTC)
             found = evidence.collect(
                 settings,
-                Lakehouse(settings.lake),
+                open_lake(settings),
                 tables,
                 now,
                 since=evidence.day(config.since, now) if config.since else None,

@@ -7,7 +7,7 @@ Everything follows from the `BronzeTable` and, at run time, from the `LoadRecord
 
 import datetime as dt
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -19,22 +19,19 @@ from bronze_assets.errors import BronzeError, DeclarationError, LoadRefused, Sch
 from bronze_assets.orchestration.checks import check_results, check_specs, failed_checks, schema_mismatch
 from bronze_assets.orchestration.freshness import freshness_policy
 from bronze_assets.orchestration.resources import Loader
-from bronze_assets.processes import process_identity
+from bronze_assets.orchestration.runs import (
+    BATCH_TAG,
+    CADENCE_TAG,
+    TABLE_TAG,
+    begun_tags,
+    first_and_last,
+    retry_request,
+    tag_run,
+    trigger_of,
+)
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence, Pii
 from bronze_assets.workbench import Options, Run
-
-TABLE_TAG = "bronze/table"
-BATCH_TAG = "bronze/batch"
-TRIGGER_TAG = "bronze/trigger"
-ENVIRONMENT_TAG = "bronze/environment"
-SOURCE_TAG = "bronze/source"
-CADENCE_TAG = "bronze/cadence"
-PROCESS_TAG = "bronze/process"
-
-RETRY_POLICY = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-"""How a retryable error is tried again. Not given to Dagster as the assets' policy: it would also try again what
-somebody stopped, with Ctrl-C or in the UI."""
 
 EventOrResult = (
     dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckResult | dg.Output[None]
@@ -150,6 +147,7 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "bytes_day_ago": record.bytes_day_ago,
         "storage_growth": record.storage_growth,
         "delta_version": record.delta_version,
+        "bytes_written": record.bytes_written,
         "resumed": record.resumed,
         **{f"broken/{name}": count.broken for name, count in record.rules.items()},
         **{f"nulls/{name}": count for name, count in record.nulls.items()},
@@ -178,11 +176,15 @@ def _bronze_asset(table: BronzeTable, settings: Settings) -> dg.AssetsDefinition
         freshness_policy=freshness_policy(table),
         check_specs=check_specs(table, key),
         pool=f"load_{table.name}",
+        op_tags={TABLE_TAG: table.name},
         # A dry run ends well and materialises nothing.
         output_required=False,
     )
     def bronze_table(
-        context: dg.AssetExecutionContext, config: LoadConfig, loader: dg.ResourceParam[Loader]
+        context: dg.AssetExecutionContext,
+        config: LoadConfig,
+        loader: dg.ResourceParam[Loader],
+        pyspark_step_launcher: dg.ResourceParam[Any],  # noqa: ARG001  asked for: Dagster gives the step to it
     ) -> Iterator[EventOrResult]:
         yield from _materialise(context, config, loader, table, settings)
 
@@ -193,24 +195,18 @@ def _materialise(
     context: dg.AssetExecutionContext, config: LoadConfig, loader: Loader, table: BronzeTable, settings: Settings
 ) -> Iterator[EventOrResult]:
     key = asset_key(table)
-    run = Run(context.run.run_id, _trigger(context.run.tags))
-    _tag_run(
-        context,
-        {
-            TABLE_TAG: table.name,
-            TRIGGER_TAG: run.trigger,
-            ENVIRONMENT_TAG: settings.environment.value,
-            PROCESS_TAG: process_identity(),
-        },
-    )
+    run = Run(context.run.run_id, trigger_of(context.run.tags))
+    tag_run(context.instance, run.id, begun_tags(context.run, table.name, settings))
     records: dict[str, LoadRecord] = {}
+    about: dict[str, dict[str, Any]] = {}
+    loads = loader.loads(context, table, context.partition_keys, run, _options(config, table))
     for partition in context.partition_keys:
         try:
-            record = loader.load(table, partition, run, _options(config, table))
+            record, cost = next(loads)
         except Exception as error:
             # Dagster reports a step's partitions when it ends well; what this one did load is reported here.
-            for done, kept in records.items():
-                yield dg.AssetMaterialization(key, partition=done, metadata=record_metadata(kept))
+            for done in records:
+                yield dg.AssetMaterialization(key, partition=done, metadata=about[done])
             if isinstance(error, SchemaMismatch):
                 yield schema_mismatch(key, partition, error)
             raise as_dagster_wants(error, partition, context.retry_number) from error
@@ -218,6 +214,7 @@ def _materialise(
             yield _observation(key, table, partition, record)
             continue
         records[partition] = record
+        about[partition] = record_metadata(record) | cost
         if not record.batch_id:
             # Nothing was outstanding: nothing was written beside the table either.
             continue
@@ -238,16 +235,16 @@ def _materialise(
         return
     batches = [record.batch_id for record in records.values() if record.batch_id]
     if batches:
-        _tag_run(context, {BATCH_TAG: _first_and_last(batches)})
-    for partition, record in records.items():
-        context.add_asset_metadata(record_metadata(record), asset_key=key, partition_key=partition)
+        tag_run(context.instance, run.id, {BATCH_TAG: first_and_last(batches)})
+    for partition, metadata in about.items():
+        context.add_asset_metadata(metadata, asset_key=key, partition_key=partition)
     yield dg.MaterializeResult(asset_key=key, check_results=check_results(table, key, records))
 
 
 def as_dagster_wants(error: Exception, partition: str, retry_number: int) -> Exception:
     """A request for a retry where one may help, else a failure that is final."""
-    if isinstance(error, BronzeError) and error.retryable and retry_number < RETRY_POLICY.max_retries:
-        return dg.RetryRequested(RETRY_POLICY.max_retries, RETRY_POLICY.calculate_delay(retry_number + 1))
+    if isinstance(error, BronzeError) and error.retryable and (again := retry_request(retry_number)):
+        return again
     return dg.Failure(
         description=audit.safe_message(error),
         metadata={"partition": partition, "error": type(error).__name__},
@@ -281,35 +278,6 @@ def _options(config: LoadConfig, table: BronzeTable) -> Options:
         snapshot=config.snapshot,
         reload=config.reload,
     )
-
-
-def _trigger(tags: Mapping[str, str]) -> str:
-    if TRIGGER_TAG in tags:
-        return tags[TRIGGER_TAG]
-    for trigger, marks in {
-        "backfill": ("dagster/backfill", "dagster/asset_partition_range_start"),
-        "schedule": ("dagster/schedule_name",),
-        "sensor": ("dagster/sensor_name",),
-    }.items():
-        if any(mark in tags for mark in marks):
-            return trigger
-    return "manual"
-
-
-def _tag_run(context: dg.AssetExecutionContext, tags: Mapping[str, str]) -> None:
-    """Add run tags; where a run loads several tables, each adds its name and batch to those before it."""
-    run = context.instance.get_run_by_id(context.run.run_id)
-    before = run.tags if run else {}
-    joined = dict(tags)
-    for name in (TABLE_TAG, BATCH_TAG):
-        if name in tags:
-            known = before[name].split(", ") if name in before else []
-            joined[name] = ", ".join(dict.fromkeys([*known, tags[name]]))
-    context.instance.add_run_tags(context.run.run_id, joined)
-
-
-def _first_and_last(batches: Sequence[str]) -> str:
-    return batches[0] if len(batches) == 1 else f"{batches[0]} … {batches[-1]}"
 
 
 def _source_key(table: BronzeTable) -> dg.AssetKey:

@@ -13,13 +13,8 @@ from pydantic import Field
 
 from bronze_assets.capture import NEVER_BEFORE, Capture
 from bronze_assets.errors import BronzeError
-from bronze_assets.orchestration.assets import (
-    PROCESS_TAG,
-    RETRY_POLICY,
-    TRIGGER_TAG,
-    as_dagster_wants,
-)
-from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
+from bronze_assets.orchestration.assets import as_dagster_wants
+from bronze_assets.orchestration.runs import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, UNFINISHED, close_dead_runs
 from bronze_assets.orchestration.slot_checks import (
     check_specs,
     evaluation,

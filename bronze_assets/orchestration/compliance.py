@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import compliance
 from bronze_assets.privacy.keys import existing_ring
@@ -23,9 +23,7 @@ def compliance_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[d
     @dg.op(description="Judges the controls over personal data; writes HTML and JSON.", out=dg.Out(dg.Nothing))
     def judge_controls(context: dg.OpExecutionContext) -> None:
         def judge() -> None:
-            report = compliance.compliance(
-                settings, Lakehouse(settings.lake), lambda: existing_ring(settings), tables, _now
-            )
+            report = compliance.compliance(settings, open_lake(settings), lambda: existing_ring(settings), tables, _now)
             path = report.write(settings.home / compliance.FOLDER)
             for line in report.lines():
                 context.log.info(line)

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from bronze_assets.errors import PrivacyRefused
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import derived
 from bronze_assets.settings import Settings
@@ -36,7 +36,7 @@ def derived_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.J
 
     @dg.op(description="Lists, registers or withdraws tables that erasures sweep too.", out=dg.Out(dg.Nothing))
     def keep_registry(context: dg.OpExecutionContext, config: DerivedConfig) -> None:
-        lake = Lakehouse(settings.lake)
+        lake = open_lake(settings)
 
         def change() -> None:
             table = personal.get(config.table)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import dagster as dg
 from pydantic import Field
 
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.resources import LOGGER
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import erasure, removal
@@ -55,7 +55,7 @@ def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
     @dg.op(description="Vacuums the tables of which an erasure's date has passed.", out=dg.Out(dg.Nothing))
     def remove_erased_files(context: dg.OpExecutionContext) -> None:
         def remove() -> None:
-            lake = Lakehouse(settings.lake)
+            lake = open_lake(settings)
             found = removal.remove_due(lake, tables, _now, who="remove_erased", run_id=context.run_id)
             for line in [one.words for one in found] or ["No erasure has come of age."]:
                 context.log.info(line)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bronze_assets import audit
 from bronze_assets.errors import BronzeError, LoadRefused
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
@@ -35,7 +35,7 @@ def accept_schema_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.J
             table = by_name.get(config.table)
             if table is None:
                 raise LoadRefused(f"{config.table!r} is no table of files.", f"use one of {', '.join(by_name)}.")
-            versions = SchemaVersions(Lakehouse(settings.lake), table, lambda: dt.datetime.now(dt.UTC))
+            versions = SchemaVersions(open_lake(settings), table, lambda: dt.datetime.now(dt.UTC))
             for line in versions.difference():
                 context.log.info(line)
             if config.only_show:

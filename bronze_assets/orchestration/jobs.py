@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from bronze_assets.orchestration.assets import SOURCE_TAG, asset_key
+from bronze_assets.orchestration.assets import asset_key
+from bronze_assets.orchestration.runs import SOURCE_TAG
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import BronzeTable, Cadence
 

@@ -20,12 +20,11 @@ from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import CaptureBusy, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.load import make_ready
-from bronze_assets.orchestration.assets import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG
 from bronze_assets.orchestration.capture import capture_of, captured
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import file_jobs, initial_loads
 from bronze_assets.orchestration.resources import Loader
-from bronze_assets.orchestration.runs import close_dead_runs
+from bronze_assets.orchestration.runs import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, close_dead_runs
 from bronze_assets.orchestration.sensors import files_waiting
 from bronze_assets.processes import process_identity
 from bronze_assets.settings import CaptureMode, Settings

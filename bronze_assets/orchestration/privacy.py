@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from bronze_assets.errors import PrivacyRefused
-from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import reveal, rotation
 from bronze_assets.privacy.keys import existing_ring
@@ -53,7 +53,7 @@ def _reveal_job(settings: Settings, tables: dict[str, BronzeTable]) -> dg.JobDef
                     f"{config.table!r} is no table with personal data.", f"use one of {', '.join(tables)}."
                 )
             rows = reveal.reveal(
-                Lakehouse(settings.lake),
+                open_lake(settings),
                 lambda: existing_ring(settings),
                 _now,
                 table,
@@ -81,7 +81,7 @@ def _rotate_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefi
     @dg.op(description="Wraps all keys with a new version of the master key, or removes an old one.")
     def wrap_keys_anew(context: dg.OpExecutionContext, config: RotateConfig) -> None:
         def done() -> str:
-            lake = Lakehouse(settings.lake)
+            lake = open_lake(settings)
             if config.retire:
                 rotation.retire(settings, lake, tables, _now, config.retire)
                 return f"Version {config.retire} of the master key is removed."

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG
 from bronze_assets.orchestration.jobs import LoadJob
-from bronze_assets.orchestration.runs import UNFINISHED
+from bronze_assets.orchestration.runs import SOURCE_TAG, TRIGGER_TAG, UNFINISHED
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import POSTGRES, Cadence
 from bronze_assets.workbench import current_partition

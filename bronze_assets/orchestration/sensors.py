@@ -16,13 +16,14 @@ from typing import Any
 import dagster as dg
 
 from bronze_assets import capture
-from bronze_assets.batches import BatchLog, holder
+from bronze_assets.batches import BatchLog
 from bronze_assets.errors import BronzeError, StaleBase
-from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.orchestration.assets import SOURCE_TAG, TRIGGER_TAG, asset_key, partitions
+from bronze_assets.lakehouse import Lakehouse, open_lake
+from bronze_assets.leases import holder
+from bronze_assets.orchestration.assets import asset_key, partitions
 from bronze_assets.orchestration.capture import is_alive
 from bronze_assets.orchestration.jobs import LoadJob
-from bronze_assets.orchestration.runs import UNFINISHED, close_dead_runs
+from bronze_assets.orchestration.runs import SOURCE_TAG, TRIGGER_TAG, UNFINISHED, close_dead_runs
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.snapshot_load import snapshot_is_due
@@ -170,7 +171,7 @@ def _look(
     tables: Sequence[BronzeTable], settings: Settings, now: dt.datetime, moment: dt.datetime, memory: _Cursor
 ) -> _Found:
     zone = LandingZone(settings.landing, settings.archive)
-    lake = Lakehouse(settings.lake)
+    lake = open_lake(settings)
     found = _Found()
     # Before the listing: what a manifest confirms is then in the files that are listed.
     for schema in {table.schema for table in tables}:
@@ -189,7 +190,7 @@ def _look(
             continue
         found.behind.add(table.name)
         _remember(ledger, [file for file in waiting if file.day is None], today)
-        at_work = holder(lake, table, settings.lease_seconds, now)
+        at_work = holder(lake, table.schema, table.name, settings.lease_seconds, now)
         if at_work is not None:
             asked = [file.path for file in waiting] + [_SNAPSHOT] * (beginning is not None)
             more = f"; waiting: {_counted(asked)}" if asked else ""

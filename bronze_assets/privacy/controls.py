@@ -10,11 +10,10 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deltalake import DeltaTable
-
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.settings import Settings
+from bronze_assets.storage import Described
 from bronze_assets.table import BronzeTable
 
 
@@ -60,9 +59,9 @@ class Controls:
         answer = self.lake.query(schema, name, "select * from t limit 0")
         return [] if answer is None else list(answer.schema.names)
 
-    def delta(self, schema: str, name: str) -> DeltaTable | None:
-        """A table of the lake; None if it is missing."""
-        return DeltaTable(str(self.lake.path(schema, name))) if self.lake.exists(schema, name) else None
+    def described(self, schema: str, name: str) -> Described | None:
+        """What is known of a table of the lake; None if it is missing."""
+        return self.lake.described(self.lake.location(schema, name))
 
 
 def checked(name: str, title: str, check: Callable[[], tuple[str, str | None]]) -> Control:

@@ -22,11 +22,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bronze_assets.access import SUBJECT_KEYS
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import KeyRefused
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.keys import KEY_BYTES, VERSION_BYTES, KeyRing
-from bronze_assets.private_tables import Change
+from bronze_assets.storage import Change, sql_literal
 
 ROOT: Final = "*"
 _SCHEMA = pa.schema([("subject", pa.string()), ("wrapped", pa.binary()), ("created", pa.timestamp("us", tz="UTC"))])

@@ -12,19 +12,17 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from bronze_assets.access import DERIVED_TABLES
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import LakeError, PrivacyRefused
-from bronze_assets.lakehouse import OVERTAKEN, Described, Lakehouse
+from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.spark_errors import SPARK_ERRORS
+from bronze_assets.storage import OVERTAKEN, Described, sql_literal
 from bronze_assets.table import BronzeTable
 
 logger = logging.getLogger(__name__)
@@ -246,7 +244,7 @@ def _swept(
             rows = lake.forget_derived(session, found.location, found.key, keys, mark, derived.blanks)
             _vacuum(lake, found)
             return rows
-        except (PySparkException, Py4JError) as error:
+        except SPARK_ERRORS as error:
             overtaken = OVERTAKEN.search(str(error)[:2000])
             why = "others kept changing it" if overtaken else type(error).__name__
             if not left or not overtaken:
@@ -347,7 +345,7 @@ def _whole(kind: str) -> bool:
 
 def _location(lake: Lakehouse, place: str) -> str:
     schema, mark, name = place.partition(".")
-    return place if "/" in place or not mark else str(lake.path(schema, name))
+    return place if "/" in place or not mark else lake.location(schema, name)
 
 
 def _check_place(lake: Lakehouse, place: str, table: BronzeTable) -> None:
@@ -358,8 +356,8 @@ def _check_place(lake: Lakehouse, place: str, table: BronzeTable) -> None:
             "write <schema>.<name> of the same lake, or an absolute path or URI.",
             table=table.name,
         )
-    where = PurePosixPath(_location(lake, place).removeprefix("file://"))
-    if where.name.startswith("bz_") and where.parent.parent == PurePosixPath(lake.root):
+    where = _location(lake, place)
+    if re.split(r"[/.]", where)[-1].startswith("bz_") and lake.storage.owns(where):
         raise PrivacyRefused(
             f"{place!r} is bronze's own, and is erased as such.", "register derived tables only.", table=table.name
         )

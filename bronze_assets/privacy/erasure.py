@@ -21,9 +21,8 @@ import pyarrow as pa
 from pyspark.sql import types as T
 
 from bronze_assets.access import ERASURE_LOG, TOKEN_VAULT, TOMBSTONES
-from bronze_assets.batches import lease
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import BronzeError, KeyRefused, LakeError, PrivacyRefused
+from bronze_assets.leases import lease
 from bronze_assets.privacy import derived
 from bronze_assets.privacy.archive import ENCRYPTED
 from bronze_assets.privacy.data_keys import DataKeys
@@ -32,6 +31,7 @@ from bronze_assets.privacy.values import hmac_hex, open_sealed, parse, place
 from bronze_assets.quality import LINE
 from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Pii
 from bronze_assets.workbench import Workbench
 
@@ -144,7 +144,7 @@ def erase(
     told = {"who": who, "reason": reason, "run_id": run_id}
     erasure.log("begun", told)
     try:
-        with lease(bench.lake, table, run_id or erasure.id, bench.settings.lease_seconds):
+        with lease(bench.lake, table.schema, table.name, run_id or erasure.id, bench.settings.lease_seconds):
             erasure.run()
     except BaseException as error:
         words = str(error) if isinstance(error, BronzeError) else type(error).__name__

@@ -13,11 +13,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.keys import VERSION_BYTES, KeyRing
 from bronze_assets.quality import LINE, Sealed, key_text, raw_column
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import RESCUED, BronzeTable, Column, Pii
 
 ERASED = "__erased"

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pyarrow as pa
-
 from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, schemas
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.controls import Control, Controls, checked, interval_days, listed
@@ -215,17 +213,16 @@ class ProtectionControls(Controls):
         wrong, there = [], 0
         for schema in schemas(self.protected):
             for name in (SUBJECT_KEYS, TOKEN_VAULT):
-                if (table := self.delta(schema, name)) is None:
+                if (table := self.described(schema, name)) is None:
                     continue
                 there += 1
-                told = table.metadata().configuration
-                actions = pa.table(table.get_add_actions(flatten=True)).column_names
+                told = table.properties
                 faults = []
                 if not _is_zero(told.get("delta.deletedFileRetentionDuration")):
                     faults.append("keeps removed files")
                 if told.get("delta.enableChangeDataFeed", "false") != "false":
                     faults.append("has a change feed")
-                if any(column.startswith(("min.", "max.")) for column in actions):
+                if table.statistics:
                     faults.append("has statistics")
                 if faults:
                     wrong.append(f"{schema}.{name} {' and '.join(faults)}")

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pyspark.sql.types as T
 
@@ -22,6 +22,7 @@ from bronze_assets.privacy.detector import Suspect, Unclassified, suspects, uncl
 from bronze_assets.privacy.evidence import Difference, last_checks
 from bronze_assets.privacy.removal import due
 from bronze_assets.settings import Settings
+from bronze_assets.storage import Commit
 from bronze_assets.table import RESCUED, BronzeTable
 
 QUARANTINE_DAYS: Final = 30
@@ -149,12 +150,12 @@ class RecordControls(Controls):
         wrong, there = [], 0
         for schema in schemas(self.tables):
             for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS, DERIVED_TABLES):
-                if (table := self.delta(schema, name)) is None:
+                if (table := self.described(schema, name)) is None:
                     continue
                 there += 1
-                if table.metadata().configuration.get("delta.appendOnly") != "true":
+                if table.properties.get("delta.appendOnly") != "true":
                     wrong.append(f"{schema}.{name} can be changed")
-                changed = sum(map(_rewrites, table.history()))
+                changed = sum(map(_rewrites, self.lake.storage.history(self.lake.location(schema, name))))
                 if changed:
                     wrong.append(f"{schema}.{name} was changed {changed} times")
         if wrong:
@@ -169,10 +170,10 @@ class RecordControls(Controls):
         wrong, there = [], 0
         for table in self.personal:
             for name in (table.name, table.quarantine_name):
-                if (stored := self.delta(table.schema, name)) is None:
+                if (stored := self.described(table.schema, name)) is None:
                     continue
                 there += 1
-                told = stored.metadata().configuration
+                told = stored.properties
                 # A week is Delta's default.
                 days = interval_days(told.get("delta.deletedFileRetentionDuration", "interval 1 weeks"))
                 if days is None or days > 30:
@@ -330,7 +331,7 @@ class RecordControls(Controls):
         )
 
 
-def _rewrites(commit: Mapping[str, Any]) -> bool:
+def _rewrites(commit: Commit) -> bool:
     """Whether a commit took rows away that were there."""
-    told = commit.get("operationParameters") or {}
-    return commit.get("operation") in _REWRITES or str(told.get("mode", "")).strip('"').lower() == "overwrite"
+    mode = str(commit.parameters.get("mode", "")).strip('"').lower()
+    return commit.operation in _REWRITES or mode == "overwrite"

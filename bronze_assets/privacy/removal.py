@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bronze_assets.access import ERASURE_LOG
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import derived
 from bronze_assets.privacy.erasure import EVIDENCE, UNTIL
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _removed(lake: Lakehouse, table: BronzeTable, now: dt.datetime, told: Mappin
     if not erasures:
         return None
     names = [name for name in (table.name, table.quarantine_name) if lake.exists(table.schema, name)]
-    places = [str(lake.path(table.schema, name)) for name in names]
+    places = [lake.location(table.schema, name) for name in names]
     kept = {place: _retention(lake, place) for place in (*places, *derived.locations(lake, table))}
     longest = max([UNTIL, *kept.values()])
     erasures = [erasure for erasure in erasures if erasure["at"] + longest <= now]

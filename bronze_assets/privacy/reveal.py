@@ -16,13 +16,13 @@ from typing import Any
 from pyspark.sql import types as T
 
 from bronze_assets.access import TOKEN_VAULT
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.errors import BronzeError, KeyMissing, KeyRefused, LakeError, PrivacyRefused
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy import values
 from bronze_assets.privacy.access_log import Access, Outcome, log_access
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.keys import KeyRing
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import METADATA_COLUMNS, BronzeTable, Column, Pii
 
 FOLDER = "revealed"
@@ -150,7 +150,7 @@ class _Row:
         found = self._query(self._table.name, "select * from t limit 0")
         if found is None:
             raise LakeError(
-                f"there is no table at {self._lake.path(self._table.schema, self._table.name)}.",
+                f"there is no table at {self._lake.location(self._table.schema, self._table.name)}.",
                 "load it first, or check BRONZE_HOME and BRONZE_LAKE.",
                 table=self._table.name,
             )

@@ -18,8 +18,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -29,6 +27,7 @@ from bronze_assets.quality import EXPECTED, LINE, raw_column
 from bronze_assets.sources.inspection import Inspected, parquet_file, strange_type
 from bronze_assets.sources.landing import LandedFile, LandingZone, staged
 from bronze_assets.sources.packing import ANY, ARRIVED, FILE, NATURAL, Packed, UsualLines, is_packed, pack
+from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.table import DATE_FORMAT, RESCUED, TIMESTAMP_FORMAT, BronzeTable, Feed
 
 POSITION = "__position"
@@ -135,7 +134,7 @@ class ClaimedFiles:
                     frame = _csv(session, paths, columns, multiline)
                 else:
                     frame = _parquet(session, paths)
-            except (PySparkException, Py4JError) as error:
+            except SPARK_ERRORS as error:
                 raise UnreadableFiles(members) from error
             frames.append(self._with_file(session, frame, located))
         if frames:
@@ -201,7 +200,8 @@ def _json(texts: DataFrame, feed: Feed, usual_names: Sequence[Sequence[str]], ca
         *carried,
     )
     lines = lines.where(F.col(LINE).startswith("{") | ~F.col(LINE).rlike(r"^\s*$"))
-    parsed = F.try_parse_json(F.col(LINE))
+    # Before 4.2 the parser writes a question mark for half a character.
+    parsed = F.when(~_half_character(LINE), F.try_parse_json(F.col(LINE)))
     whole = _whole(LINE)
     if feed.multiline:
         lines = lines.withColumn("__whole", whole).withColumn("__file", parsed)
@@ -258,6 +258,13 @@ def _whole(text: str) -> SparkColumn:
     bracket = F.col(text).rlike(r"[}\]]\s*\]")
     inside = F.expr(f"""size(json_object_keys(concat('{{"":', {text}, '}}'))) = 1""")
     return F.coalesce(alone & (~bracket | inside), F.lit(False))
+
+
+def _half_character(text: str) -> SparkColumn:
+    """Whether one of two surrogates is escaped without the other."""
+    whole = r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    half = F.regexp_replace(text, whole, " ").rlike(r"\\u[dD][89a-fA-F]")
+    return F.when(F.col(text).contains("\\u"), half).otherwise(F.lit(False))
 
 
 def _expected_of_no_object() -> SparkColumn:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from bronze_assets.control_tables import sql_literal
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.sources.landing import LandedFile
+from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Feed
 
 LEDGER = "bz_file_ledger"

@@ -1,0 +1,346 @@
+"""The lake's tables in Unity Catalog, `<catalog>.<schema>.<table>`, reached through Spark alone.
+
+Only SQL and the DataFrame API, which serverless serves too. A path is never asked for: of a managed table the catalog
+gives none away. What delta-rs tells locally from the log comes from `DESCRIBE` here, and where it is not told at all
+(the number of a load) from the history; docs/adr/0021 says what that costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pyarrow as pa
+from delta.tables import DeltaTableBuilder
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql.pandas.types import from_arrow_type
+from typing_extensions import override
+
+from bronze_assets.errors import LakeError
+from bronze_assets.leases import alone as alone_in
+from bronze_assets.leases import beside
+from bronze_assets.spark_errors import SPARK_ERRORS
+from bronze_assets.storage import (
+    OVERTAKEN,
+    TIDY_FILES,
+    Change,
+    Commit,
+    Conflict,
+    Described,
+    Storage,
+    TableSize,
+    not_vacuumed,
+    retention_of,
+    spark_literal,
+    unwritable,
+)
+
+_LOAD_MARK = re.compile(r"\d{4}-\d\d-\d\d\S*/\d+ [0-9a-f]{32}")
+"""`userMetadata` of a commit of rows: batch id and token."""
+_RECENT = 200
+_TEXTS = re.compile(r"'(?:[^']|'')*'" + r'|"(?:[^"]|"")*"')
+
+
+class CatalogStorage(Storage):
+    """The tables of one catalog.
+
+    Args:
+        catalog: its name.
+        session: gives the Spark session; asked at first use.
+        lease_seconds: silence after which whoever holds private tables counts as dead.
+    """
+
+    def __init__(self, catalog: str, session: Callable[[], SparkSession], lease_seconds: int) -> None:
+        self._catalog = catalog
+        self._session = session
+        self._lease_seconds = lease_seconds
+        self._holds = threading.local()
+
+    @override
+    def location(self, schema: str, name: str) -> str:
+        return f"{self._catalog}.{schema}.{name}"
+
+    @override
+    def identifier(self, location: str) -> str:
+        # Of somebody else's tables, by path.
+        if "/" in location:
+            return "delta.`" + location.replace("`", "``") + "`"
+        return ".".join(f"`{part.replace('`', '``')}`" for part in location.split("."))
+
+    @override
+    def owns(self, location: str) -> bool:
+        return location.startswith(f"{self._catalog}.")
+
+    @override
+    def check_writable(self, schema: str, name: str) -> None:
+        with _told(f"{self._catalog}.{schema}"):
+            there = self._session().catalog.databaseExists(f"`{self._catalog}`.`{schema}`")
+        if not there:
+            raise LakeError(
+                f"the schema {self._catalog}.{schema} is not there, or hidden from who runs this.",
+                f"make it (`CREATE SCHEMA `{self._catalog}`.`{schema}``; deploy/terraform does) and grant USE SCHEMA"
+                " and CREATE TABLE on it; `python -m bronze_assets doctor` names what is missing.",
+                table=name,
+            )
+
+    @override
+    def exists(self, location: str) -> bool:
+        if "/" in location:
+            return self._tried(f"describe detail {self.identifier(location)}") is not None
+        with _told(location):
+            return self._session().catalog.tableExists(self.identifier(location))
+
+    @override
+    def version(self, location: str) -> int:
+        return self.history(location, 1)[0].version
+
+    @override
+    def history(self, location: str, count: int | None = None) -> list[Commit]:
+        limit = "" if count is None else f" limit {count}"
+        with _told(location):
+            rows = self._session().sql(f"describe history {self.identifier(location)}{limit}").collect()
+        return [
+            Commit(
+                int(row["version"]),
+                row["userMetadata"] or "",
+                row["operationMetrics"] or {},
+                row["operation"] or "",
+                row["operationParameters"] or {},
+            )
+            for row in rows
+        ]
+
+    @override
+    def columns(self, location: str) -> list[str]:
+        with _told(location):
+            return list(self.frame(self._session(), location).columns)
+
+    @override
+    def size(self, location: str) -> TableSize:
+        version = self.version(location)
+        name = self.identifier(location)
+        with _told(location):
+            detail = self._session().sql(f"describe detail {name}").select("sizeInBytes", "numFiles").collect()[0]
+            # From the log's statistics alone.
+            rows = self._session().sql(f"select count(*) as n from {name}").collect()[0]["n"]
+        return TableSize(version, int(rows), int(detail["sizeInBytes"]), int(detail["numFiles"]))
+
+    @override
+    def describe(self, location: str) -> Described | None:
+        if not self.exists(location):
+            return None
+        with _told(location):
+            detail = self._session().sql(f"describe detail {self.identifier(location)}").collect()[0]
+            schema = self.frame(self._session(), location).schema
+        properties: Mapping[str, str] = detail["properties"] or {}
+        return Described(
+            {field.name: field.dataType.simpleString().partition("<")[0] for field in schema.fields},
+            frozenset(field.name for field in schema.fields if not field.nullable),
+            properties,
+            properties.get("delta.enableDeletionVectors", "false") != "false",
+            properties.get("delta.dataSkippingNumIndexedCols") != "0",
+            retention_of(properties),
+        )
+
+    @override
+    def create(
+        self,
+        location: str,
+        schema: pa.Schema,
+        properties: Mapping[str, str],
+        *,
+        partition_by: str | None = None,
+        description: str | None = None,
+    ) -> None:
+        if self.exists(location):
+            return
+        columns = ", ".join(f"`{one.name}` {from_arrow_type(one.type).simpleString()}" for one in schema)
+        told = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
+        statement = f"create table if not exists {self.identifier(location)} ({columns}) using delta"
+        statement += f" partitioned by (`{partition_by}`)" if partition_by else ""
+        statement += f" comment {spark_literal(description)}" if description else ""
+        statement += f" tblproperties ({told})" if told else ""
+        with _written(location):
+            self._session().sql(statement)
+
+    @override
+    def append(self, location: str, rows: pa.Table) -> None:
+        with _written(location):
+            self.save(self._appending(rows), location)
+
+    @override
+    def append_fenced(self, location: str, rows: pa.Table, *, writer: str, number: int, base: int) -> int:
+        own = uuid.uuid4().hex
+        with _written(location):
+            fenced = self._appending(rows).option("userMetadata", own)
+            self.save(fenced.option("txnAppId", f"bronze/{writer}").option("txnVersion", number), location)
+        newer = self.version(location) - base
+        # Delta passes over a commit whose number has been used, without a word.
+        for commit in self.history(location, newer) if newer > 0 else []:
+            if commit.mark == own:
+                return commit.version
+        raise Conflict(location)
+
+    @override
+    def merge(
+        self,
+        location: str,
+        rows: pa.Table,
+        changes: Sequence[Change],
+        *,
+        on: str,
+        value: object = None,
+        where: str = "true",
+    ) -> None:
+        session, view = self._session(), f"bronze_assets_{uuid.uuid4().hex}"
+        same = f"t.`{on}` = s.`{on}`" + ("" if value is None else f" and t.`{on}` = {spark_literal(str(value))}")
+        # What a newer release writes is left out until the table has it, as delta-rs does.
+        there = self.columns(location)
+        names = [f"`{name}`" for name in rows.column_names if name in there]
+        clauses = {
+            "insert": f"when not matched then insert ({', '.join(names)})"
+            f" values ({', '.join(f's.{name}' for name in names)})",
+            "update": f"when matched and ({where}) then update set"
+            f" {', '.join(f't.{name} = s.{name}' for name in names)}",
+            "delete": "when matched then delete",
+        }
+        with _written(location):
+            session.createDataFrame(rows).createOrReplaceTempView(view)
+            try:
+                session.sql(
+                    f"merge into {self.identifier(location)} as t using {view} as s on {same} "
+                    + " ".join(clauses[change] for change in changes)
+                )
+            finally:
+                session.catalog.dropTempView(view)
+
+    @override
+    def query(self, location: str, query: str, *, version: int | None = None) -> pa.Table | None:
+        if not self.exists(location):
+            return None
+        at = "" if version is None else f" version as of {version}"
+        table = f"with t as (select * from {self.identifier(location)}{at})"
+        with _told(location):
+            return self._session().sql(f"{table} {in_spark(query)}").toArrow()
+
+    @override
+    def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:
+        if version is None:
+            return session.table(self.identifier(location))
+        return session.sql(f"select * from {self.identifier(location)} version as of {version}")
+
+    @override
+    def save(self, writer: DataFrameWriter, location: str) -> None:
+        writer.saveAsTable(self.identifier(location))
+
+    @override
+    def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
+        return builder.tableName(self.identifier(location))
+
+    @override
+    def next_load(self, location: str, loads: str, base: int) -> int:
+        """One more than the version of the load before, as the history marks it.
+
+        What is still in the history when its retention has passed is the same for all who decided on `base`, but for
+        those whose decisions lie on both sides of a clean-up: the lease keeps these apart.
+        """
+        for count in (_RECENT, None):
+            commits = self.history(location, count)
+            loaded = [c.version for c in commits if c.version <= base and _LOAD_MARK.fullmatch(c.mark)]
+            if loaded:
+                return max(loaded) + 1
+            if len(commits) < (count or 0):
+                break
+        return min(c.version for c in commits) + 1
+
+    @override
+    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+        if self._tried(f"vacuum {self.identifier(location)}") is None:
+            raise not_vacuumed(location, "VACUUM was refused")
+        # How many files went stands in the history where the catalog logs it.
+        ended = next((c for c in self.history(location, 5) if c.operation == "VACUUM END"), None)
+        return int(ended.metrics.get("numDeletedFiles", 0)) if ended else 0
+
+    @override
+    def purge(self, location: str) -> None:
+        """By VACUUM: private tables keep nothing."""
+        self.vacuum(location, dt.timedelta(0))
+
+    @override
+    def tidy(self, location: str, *, compact: bool) -> None:
+        """Left to the maintenance job of the bundle."""
+
+    @override
+    def tidy_private(self, schema: str, location: str) -> None:
+        """Whatever conflicts with it commits first; the files that it leaves behind are removed with the next key."""
+        if self.exists(location) and self.size(location).files >= TIDY_FILES:
+            self._tried(f"optimize {self.identifier(location)}")
+
+    @override
+    @contextlib.contextmanager
+    def held(self, schema: str, *, alone: bool) -> Iterator[None]:
+        """By rows in the schema's table of leases, against those on any machine."""
+        holds: Counter[str] = self._holds.__dict__.setdefault("of", Counter())
+        if holds[schema]:
+            yield
+            return
+        with (alone_in if alone else beside)(self, schema, self._lease_seconds):
+            holds[schema] += 1
+            try:
+                yield
+            finally:
+                holds[schema] -= 1
+
+    def _appending(self, rows: pa.Table) -> DataFrameWriter:
+        # One file: they are few.
+        frame = self._session().createDataFrame(rows).coalesce(1)
+        return frame.write.format("delta").mode("append").option("mergeSchema", "true")
+
+    def _tried(self, statement: str) -> DataFrame | None:
+        try:
+            return self._session().sql(statement)
+        except SPARK_ERRORS:
+            return None
+
+
+def in_spark(query: str) -> str:
+    """A query as DataFusion reads it, in Spark's words: texts and quoted names are written otherwise."""
+
+    def written(found: re.Match[str]) -> str:
+        quote, text = found[0][0], found[0][1:-1]
+        plain = text.replace(2 * quote, quote)
+        return spark_literal(plain) if quote == "'" else "`" + plain.replace("`", "``") + "`"
+
+    return _TEXTS.sub(written, query).replace("starts_with(", "startswith(")
+
+
+@contextlib.contextmanager
+def _told(location: str) -> Iterator[None]:
+    """What the catalog refuses is told by kind: its words may quote."""
+    try:
+        yield
+    except SPARK_ERRORS as error:
+        raise LakeError(
+            f"{location} cannot be read ({_kind(error)}).",
+            "see that it is there and that who runs this may use it: `python -m bronze_assets doctor`.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _written(location: str) -> Iterator[None]:
+    try:
+        yield
+    except SPARK_ERRORS as error:
+        if OVERTAKEN.search(str(error)[:2000]):
+            raise Conflict(location) from error
+        raise unwritable(location, error) from error
+
+
+def _kind(error: Exception) -> str:
+    condition = getattr(error, "getCondition", lambda: None)()
+    return str(condition or type(error).__name__)

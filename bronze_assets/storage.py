@@ -1,0 +1,632 @@
+"""Where the lake's Delta tables lie, what they are called, and how their logs and small rows are read and written.
+
+A location is what names a table everywhere: a path under the lake's folder (`FolderStorage`, through delta-rs, which
+needs no JVM and takes milliseconds), or `<catalog>.<schema>.<table>` (`catalog_storage.CatalogStorage`, through Spark).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import json
+import logging
+import math
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+from delta.tables import DeltaTableBuilder
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from typing_extensions import override
+
+from bronze_assets.errors import LakeError, TableBusy
+
+logger = logging.getLogger(__name__)
+
+TIDY_EVERY = 100
+TIDY_FILES = 100
+HOLD_SECONDS = 600.0
+"""How long somebody waits to hold a schema's private tables."""
+Change = Literal["insert", "update", "delete"]
+OVERTAKEN = re.compile(
+    r"io\.delta\.exceptions\.(Concurrent|MetadataChanged|ProtocolChanged)"
+    r"|\[DELTA_(CONCURRENT_|METADATA_CHANGED|PROTOCOL_CHANGED)"
+)
+"""What Spark says when another process has committed first."""
+
+
+class Conflict(Exception):
+    """Another process has committed to the table first; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A version of a table.
+
+    Attributes:
+        mark: its `userMetadata`.
+        metrics: what the operation counted.
+        parameters: of the operation.
+    """
+
+    version: int
+    mark: str
+    metrics: Mapping[str, Any]
+    operation: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """A table's current version: row versions, bytes and files."""
+
+    version: int
+    rows: int
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the log of a Delta table says of it.
+
+    Attributes:
+        types: column → type, in Spark's words; `struct`, `array` or `map` for a nested one.
+        required: columns that cannot be NULL.
+        properties: of the table.
+        soft_deleted: whether files of the current version hold rows that deletion vectors only hide.
+        statistics: whether its files' values are told in the log.
+        retention: for how long removed files stay, at least.
+    """
+
+    types: Mapping[str, str]
+    required: frozenset[str]
+    properties: Mapping[str, str]
+    soft_deleted: bool
+    statistics: bool
+    retention: dt.timedelta
+
+
+class Storage(ABC):
+    """The tables of one lake, each by its location."""
+
+    @abstractmethod
+    def location(self, schema: str, name: str) -> str:
+        """What names a table everywhere."""
+
+    @abstractmethod
+    def identifier(self, location: str) -> str:
+        """The table's name in Spark SQL."""
+
+    @abstractmethod
+    def owns(self, location: str) -> bool:
+        """Whether that is a table of one of the lake's schemas."""
+
+    @abstractmethod
+    def check_writable(self, schema: str, name: str) -> None:
+        """Raise `LakeError` unless tables of the schema can be made and written."""
+
+    @abstractmethod
+    def exists(self, location: str) -> bool:
+        """Whether the table has been made."""
+
+    @abstractmethod
+    def version(self, location: str) -> int:
+        """The current version."""
+
+    @abstractmethod
+    def history(self, location: str, count: int | None = None) -> list[Commit]:
+        """The latest commits, all that are known by default, newest first."""
+
+    @abstractmethod
+    def columns(self, location: str) -> list[str]:
+        """The names of the current version's columns."""
+
+    @abstractmethod
+    def size(self, location: str) -> TableSize:
+        """Rows, bytes and files of the current version."""
+
+    @abstractmethod
+    def describe(self, location: str) -> Described | None:
+        """What is known of a table, also of somebody else's; None if there is none.
+
+        Raises:
+            LakeError: its log cannot be read.
+        """
+
+    @abstractmethod
+    def create(
+        self,
+        location: str,
+        schema: pa.Schema,
+        properties: Mapping[str, str],
+        *,
+        partition_by: str | None = None,
+        description: str | None = None,
+    ) -> None:
+        """Make a table unless it is there.
+
+        Raises:
+            Conflict, LakeError
+        """
+
+    @abstractmethod
+    def append(self, location: str, rows: pa.Table) -> None:
+        """Append rows, and columns that the table does not have yet.
+
+        Raises:
+            Conflict, LakeError
+        """
+
+    @abstractmethod
+    def append_fenced(self, location: str, rows: pa.Table, *, writer: str, number: int, base: int) -> int:
+        """Append rows unless the same writer has appended since the version `base`.
+
+        Args:
+            number: higher than in any append of the writer that was seen at `base`, and the same for all who saw that.
+
+        Returns:
+            A version that holds the rows.
+
+        Raises:
+            Conflict: the writer has appended since; nothing was written.
+            LakeError: the table cannot be written.
+        """
+
+    @abstractmethod
+    def merge(
+        self,
+        location: str,
+        rows: pa.Table,
+        changes: Sequence[Change],
+        *,
+        on: str,
+        value: object = None,
+        where: str = "true",
+    ) -> None:
+        """Insert rows that are not there, and update or delete those that are, in one commit.
+
+        Args:
+            on: the column that tells rows apart.
+            value: of that column, where all rows have the same.
+            where: condition of an update; `t` is the row there, `s` the new one.
+
+        Raises:
+            Conflict, LakeError
+        """
+
+    @abstractmethod
+    def query(self, location: str, query: str, *, version: int | None = None) -> pa.Table | None:
+        """The answer to a query of one table, called `t` there; None if it is missing.
+
+        Args:
+            query: SQL as DataFusion reads it; see `sql_literal`.
+            version: of the table; the current one by default.
+        """
+
+    @abstractmethod
+    def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:
+        """The table, at a version if one is given."""
+
+    @abstractmethod
+    def save(self, writer: DataFrameWriter, location: str) -> None:
+        """Write rows by Spark."""
+
+    @abstractmethod
+    def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
+        """The builder of a table that is to be there."""
+
+    @abstractmethod
+    def next_load(self, location: str, loads: str, base: int) -> int:
+        """The `txnVersion` of a load that was decided on the version `base`, the same for all that were.
+
+        Args:
+            loads: their `txnAppId`.
+        """
+
+    @abstractmethod
+    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+        """Remove files of which the table has had no use since its retention; returns how many, as far as is known.
+
+        Raises:
+            LakeError: they cannot be removed.
+        """
+
+    @abstractmethod
+    def purge(self, location: str) -> None:
+        """Remove every file that is not of the current version.
+
+        Raises:
+            LakeError: a file cannot be removed.
+        """
+
+    @abstractmethod
+    def tidy(self, location: str, *, compact: bool) -> None:
+        """Put a control table's small files together, if it is time."""
+
+    @abstractmethod
+    def tidy_private(self, schema: str, location: str) -> None:
+        """Put a private table's small files together, if there are many and nobody holds it."""
+
+    @abstractmethod
+    def held(self, schema: str, *, alone: bool) -> contextlib.AbstractContextManager[None]:
+        """Hold a schema's private tables, with others or alone, against those who want the opposite.
+
+        With others it may be nested in one thread; alone it may not be held by who holds it already.
+
+        Raises:
+            TableBusy: it took `HOLD_SECONDS`.
+        """
+
+
+class FolderStorage(Storage):
+    """The tables under one folder, `<root>/<schema>/<table>`; other locations are paths or URIs.
+
+    Args:
+        root: made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @override
+    def location(self, schema: str, name: str) -> str:
+        return str(self.root / schema / name)
+
+    @override
+    def identifier(self, location: str) -> str:
+        return "delta.`" + location.replace("`", "``") + "`"
+
+    @override
+    def owns(self, location: str) -> bool:
+        return PurePosixPath(location.removeprefix("file://")).parent.parent == PurePosixPath(self.root)
+
+    @override
+    def check_writable(self, schema: str, name: str) -> None:
+        folder = self.root / schema
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe_{name}_{time.time_ns()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise LakeError(
+                f"the lake folder {folder} cannot be written ({error.strerror}).",
+                "give the process write access, free disk space, or set BRONZE_LAKE to another folder.",
+                table=name,
+            ) from None
+
+    @override
+    def exists(self, location: str) -> bool:
+        return DeltaTable.is_deltatable(location)
+
+    @override
+    def version(self, location: str) -> int:
+        return DeltaTable(location).version()
+
+    @override
+    def history(self, location: str, count: int | None = None) -> list[Commit]:
+        return [
+            Commit(
+                int(one["version"]),
+                one.get("userMetadata") or "",
+                one.get("operationMetrics") or {},
+                str(one.get("operation", "")),
+                one.get("operationParameters") or {},
+            )
+            for one in DeltaTable(location).history(count)
+        ]
+
+    @override
+    def columns(self, location: str) -> list[str]:
+        return [one.name for one in DeltaTable(location).schema().fields]
+
+    @override
+    def size(self, location: str) -> TableSize:
+        table = DeltaTable(location)
+        files = pa.table(table.get_add_actions(flatten=True))
+        rows = sum(files["num_records"].to_pylist())
+        return TableSize(table.version(), rows, sum(files["size_bytes"].to_pylist()), files.num_rows)
+
+    @override
+    def describe(self, location: str) -> Described | None:
+        try:
+            if not DeltaTable.is_deltatable(location):
+                return None
+            table = DeltaTable(location)
+            fields = json.loads(table.schema().to_json())["fields"]
+            hidden = pa.table(table.deletion_vectors()).num_rows > 0
+            told = table.metadata().configuration
+            actions = pa.table(table.get_add_actions(flatten=True)).column_names
+        except Exception as error:  # delta-rs raises what the storage behind a URI raises
+            kind = type(error).__name__
+        else:
+            return Described(
+                {one["name"]: _spark_type(one["type"]) for one in fields},
+                frozenset(one["name"] for one in fields if not one["nullable"]),
+                told,
+                hidden,
+                any(column.startswith(("min.", "max.")) for column in actions),
+                retention_of(told),
+            )
+        raise LakeError(
+            f"the Delta table {location} cannot be read ({kind}).",
+            "see whether its files are there, and give the process access.",
+        )
+
+    @override
+    def create(
+        self,
+        location: str,
+        schema: pa.Schema,
+        properties: Mapping[str, str],
+        *,
+        partition_by: str | None = None,
+        description: str | None = None,
+    ) -> None:
+        if self.exists(location):
+            return
+        with _written(location):
+            DeltaTable.create(
+                location,
+                schema,
+                mode="ignore",
+                configuration=dict(properties),
+                partition_by=partition_by,
+                description=description,
+            )
+
+    @override
+    def append(self, location: str, rows: pa.Table) -> None:
+        with _written(location):
+            table = DeltaTable(location)
+            write_deltalake(table, rows, mode="append", schema_mode=_schema_mode(table, rows))
+
+    @override
+    def append_fenced(self, location: str, rows: pa.Table, *, writer: str, number: int, base: int) -> int:
+        fence = CommitProperties(app_transactions=[Transaction(f"bronze/{writer}", number)])
+        with _written(location):
+            table = DeltaTable(location, version=base)
+            mode = _schema_mode(table, rows)
+            write_deltalake(table, rows, mode="append", schema_mode=mode, commit_properties=fence)
+        return table.version()
+
+    @override
+    def merge(
+        self,
+        location: str,
+        rows: pa.Table,
+        changes: Sequence[Change],
+        *,
+        on: str,
+        value: object = None,
+        where: str = "true",
+    ) -> None:
+        same = f"t.{on} = s.{on}" + ("" if value is None else f" and t.{on} = {sql_literal(value)}")
+        with _written(location):
+            merger = DeltaTable(location).merge(rows, same, source_alias="s", target_alias="t")
+            for change in changes:
+                match change:
+                    case "insert":
+                        merger = merger.when_not_matched_insert_all()
+                    case "update":
+                        merger = merger.when_matched_update_all(predicate=None if where == "true" else where)
+                    case "delete":
+                        merger = merger.when_matched_delete()
+            merger.execute()
+
+    @override
+    def query(self, location: str, query: str, *, version: int | None = None) -> pa.Table | None:
+        if not DeltaTable.is_deltatable(location):
+            return None
+        # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
+        reader = QueryBuilder().register("t", DeltaTable(location, version=version)).execute(query)
+        return pa.table(reader.read_all())
+
+    @override
+    def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:
+        reader = session.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return reader.load(location)
+
+    @override
+    def save(self, writer: DataFrameWriter, location: str) -> None:
+        writer.save(location)
+
+    @override
+    def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
+        return builder.location(location)
+
+    @override
+    def next_load(self, location: str, loads: str, base: int) -> int:
+        before = DeltaTable(location, version=base).transaction_version(loads)
+        return 1 if before is None else before + 1
+
+    @override
+    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+        try:
+            table = DeltaTable(location)
+            removed = table.vacuum(dry_run=False)
+            # Of files that the log has forgotten, as after a checkpoint, nobody can tell whether a writer is about to
+            # commit them: they have to be a week old.
+            hours = math.ceil(max(retention, dt.timedelta(days=7)) / dt.timedelta(hours=1))
+            return len(removed) + len(table.vacuum(hours, dry_run=False, full=True))
+        except Exception as error:  # delta-rs raises what the storage behind a URI raises
+            kind = type(error).__name__
+        raise not_vacuumed(location, kind)
+
+    @override
+    def purge(self, location: str) -> None:
+        try:
+            current = set(pa.table(DeltaTable(location).get_add_actions(flatten=True))["path"].to_pylist())
+            for file in Path(location).iterdir():
+                # Not by VACUUM: it leaves what a killed process had not finished writing (`…parquet#1`).
+                if file.is_file() and file.name not in current:
+                    file.unlink()
+        except (DeltaError, OSError) as error:
+            raise unwritable(location, error) from error
+
+    @override
+    def tidy(self, location: str, *, compact: bool) -> None:
+        """Every hundredth commit: each of them is a file."""
+        table = DeltaTable(location)
+        if table.version() % TIDY_EVERY:
+            return
+        # delta-rs does not notice two compactions of the same files, whose rows are there twice then (tried, 1.6.6):
+        # one at a time, and none of a table whose rows are replaced. The lock's file is hidden, so that whoever lists
+        # the schema's folder finds tables alone.
+        with Path(location).with_name(f".{Path(location).name}.tidy").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            try:
+                table.update_incremental()
+                if compact:
+                    table.optimize.compact()
+                table.vacuum(dry_run=False)
+                table.create_checkpoint()
+            except (DeltaError, OSError) as error:
+                # Files that stay small cost time, not rows; the next hundredth commit comes.
+                logger.debug("%s was not tidied (%s)", location, type(error).__name__)
+
+    @override
+    def tidy_private(self, schema: str, location: str) -> None:
+        if not self.exists(location) or len(DeltaTable(location).file_uris()) < TIDY_FILES:
+            return
+        with self._lock_file(schema, "held") as lock:
+            if _locked(lock, alone=True):
+                DeltaTable(location).optimize.compact()
+                self.purge(location)
+
+    @override
+    @contextlib.contextmanager
+    def held(self, schema: str, *, alone: bool) -> Iterator[None]:
+        """Against those on this machine."""
+        folder, until = self.root / schema, time.monotonic() + HOLD_SECONDS
+        with self._lock_file(schema, "turn") as turn, self._lock_file(schema, "held") as held:
+            # Who waits to be alone keeps those out who come later, or loads that overlap would never let it in;
+            # but nobody who is in already: that one would wait for itself.
+            gate = [] if not alone and _thread.holds[folder] else [turn]
+            for lock in (*gate, held):
+                while not _locked(lock, alone=alone):
+                    if time.monotonic() > until:
+                        raise busy(schema)
+                    time.sleep(0.02)
+            if not alone:
+                fcntl.flock(turn, fcntl.LOCK_UN)
+            _thread.holds[folder] += 1
+            try:
+                yield
+            finally:
+                _thread.holds[folder] -= 1
+
+    def _lock_file(self, schema: str, name: str) -> IO[str]:
+        folder = self.root / schema
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Hidden, so that whoever lists the folder finds tables alone.
+            return (folder / f".private.{name}").open("w")
+        except OSError as error:
+            raise LakeError(
+                f"the lake folder {folder} cannot be written ({error.strerror}).",
+                "give the process write access, or free disk space.",
+            ) from None
+
+
+def sql_literal(text: object) -> str:
+    """A text as a literal of `Storage.query`."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def spark_literal(text: str) -> str:
+    """A text as a literal in Spark SQL, which knows no doubled quotes."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def retention_of(properties: Mapping[str, str]) -> dt.timedelta:
+    """For how long a table of these properties keeps removed files; a week is Delta's default.
+
+    Raises:
+        LakeError: Delta does not write a duration so.
+    """
+    text = properties.get("delta.deletedFileRetentionDuration", "interval 1 week")
+    found = re.findall(r"(\d+)\s+(week|day|hour|minute|second|millisecond)s?\b", text.lower())
+    if not found:
+        raise LakeError(f"the retention {text!r} is no interval.", "set delta.deletedFileRetentionDuration anew.")
+    return sum((dt.timedelta(**{f"{unit}s": int(number)}) for number, unit in found), dt.timedelta())
+
+
+def busy(schema: str) -> TableBusy:
+    """What a person hears who has waited too long for a schema's private tables."""
+    return TableBusy(
+        f"the keys of {schema} have been held by others for {HOLD_SECONDS / 60:.0f} minutes.",
+        "try again when the loads, erasures and rotations of the schema that run now are over.",
+    )
+
+
+def unwritable(location: str, error: Exception) -> LakeError:
+    """What a person hears when a control or private table cannot be written."""
+    return LakeError(
+        f"the table {location} cannot be written ({type(error).__name__}).",
+        "check the lake's free space and the permissions of the process.",
+    )
+
+
+def not_vacuumed(location: str, kind: str) -> LakeError:
+    """What a person hears when removed files stay."""
+    return LakeError(
+        f"removed files of {location} cannot be vacuumed ({kind}).", "give the process access to the table's folder."
+    )
+
+
+class _Thread(threading.local):
+    """How often this thread holds the private tables of each schema, by folder."""
+
+    def __init__(self) -> None:
+        self.holds: Counter[Path] = Counter()
+
+
+_thread = _Thread()
+
+
+def _locked(lock: IO[str], *, alone: bool) -> bool:
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _written(location: str) -> Iterator[None]:
+    try:
+        yield
+    except (CommitFailedError, FileExistsError) as error:
+        raise Conflict(location) from error
+    except (DeltaError, OSError) as error:
+        raise unwritable(location, error) from error
+
+
+def _schema_mode(table: DeltaTable, data: pa.Table) -> Literal["merge"] | None:
+    """How rows of other columns than the table's are written: an older release or a newer one has written there."""
+    same = {one.name for one in table.schema().fields} == set(data.column_names)
+    return None if same else "merge"
+
+
+def _spark_type(kind: Any) -> str:
+    """A type of the Delta log in Spark's words."""
+    if isinstance(kind, dict):
+        return str(kind["type"])
+    return {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint"}.get(kind, str(kind))
