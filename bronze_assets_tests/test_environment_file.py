@@ -501,6 +501,19 @@ class TestOnACluster:
         with pytest.raises(SettingsError, match="there is no catalog"):
             load(folder, edited(HEAD, catalog=None)).remote_environment()
 
+    def test_prices_come_along_or_are_refused(self, folder: Path) -> None:
+        prices = (
+            '[databricks.prices]\ncurrency = "EUR"\ndbu = 0.3\nnodes = {a = {dbu_per_hour = 1.0, vm_per_hour = 0.25}}'
+        )
+        host = load(folder, f"{HEAD}{JOB}{prices}")
+        remote = host.remote_environment()
+        cluster = Settings.from_environment(remote)
+        assert cluster.prices is not None
+        assert cluster.prices == host.prices
+        assert cluster.remote_environment() == remote
+        with pytest.raises(SettingsError, match="BRONZE_PRICES is not what a launcher writes"):
+            Settings.from_environment({**remote, "BRONZE_PRICES": "{}"})
+
     def test_the_switch_is_read_strictly(self) -> None:
         assert not Settings.from_environment({"BRONZE_ON_CLUSTER": "0"}).on_cluster
         with pytest.raises(SettingsError, match="BRONZE_ON_CLUSTER='yes' is neither 0 nor 1"):
