@@ -348,7 +348,12 @@ class Settings:
 
 def _prices(environ: Mapping[str, str]) -> Prices | None:
     text = environ.get("BRONZE_PRICES")
-    return Prices.model_validate_json(text) if text else None
+    try:
+        return Prices.model_validate_json(text) if text else None
+    except ValueError:
+        raise SettingsError(
+            "BRONZE_PRICES is not what a launcher writes.", "leave it to whoever starts the run; both need one version."
+        ) from None
 
 
 def is_time_zone(name: str) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bronze_assets import __main__ as command_line
+from bronze_assets import warm_engine
 from bronze_assets.demo import __main__ as demo_line
 from bronze_assets.demo import home as demo_home
 from bronze_assets.privacy.keys import key_ring
@@ -43,6 +47,32 @@ def test_only_the_local_environment_loads_from_here(
         == [f"BRONZE_ENV={environment} cannot load from this machine. Fix: unset BRONZE_ENV, or set it to local."] * 3
     )
     assert not home.exists()
+
+
+def test_the_ui_has_the_settings_of_a_file_that_was_named_from_elsewhere(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    @contextlib.contextmanager
+    def child(*_: object) -> Iterator[SimpleNamespace]:
+        monkeypatch.chdir("/")
+        seen.append(Settings.from_environment())
+        yield SimpleNamespace(wait=lambda: 0)
+
+    (tmp_path / "local.toml").write_text('environment = "local"\nrange_rows = 5\n')
+    monkeypatch.chdir(tmp_path)
+    # What the command sets is taken back with what the test sets.
+    for name in ("DAGSTER_HOME", "BRONZE_LAKE", "BRONZE_LANDING", "BRONZE_ARCHIVE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("BRONZE_SETTINGS", "local.toml")
+    monkeypatch.setattr(demo_line, "_dagster", child)
+    monkeypatch.setattr(warm_engine, "kept_running", lambda _: contextlib.nullcontext())
+
+    assert demo_line.main(["ui"]) == 0
+
+    (settings,) = seen
+    assert (settings.range_rows, settings.home) == (5, home)
 
 
 def test_clean_removes_what_was_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

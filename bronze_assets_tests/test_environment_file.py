@@ -501,6 +501,19 @@ class TestOnACluster:
         with pytest.raises(SettingsError, match="there is no catalog"):
             load(folder, edited(HEAD, catalog=None)).remote_environment()
 
+    def test_prices_come_along_or_are_refused(self, folder: Path) -> None:
+        prices = (
+            '[databricks.prices]\ncurrency = "EUR"\ndbu = 0.3\nnodes = {a = {dbu_per_hour = 1.0, vm_per_hour = 0.25}}'
+        )
+        host = load(folder, f"{HEAD}{JOB}{prices}")
+        remote = host.remote_environment()
+        cluster = Settings.from_environment(remote)
+        assert cluster.prices is not None
+        assert cluster.prices == host.prices
+        assert cluster.remote_environment() == remote
+        with pytest.raises(SettingsError, match="BRONZE_PRICES is not what a launcher writes"):
+            Settings.from_environment({**remote, "BRONZE_PRICES": "{}"})
+
     def test_the_switch_is_read_strictly(self) -> None:
         assert not Settings.from_environment({"BRONZE_ON_CLUSTER": "0"}).on_cluster
         with pytest.raises(SettingsError, match="BRONZE_ON_CLUSTER='yes' is neither 0 nor 1"):
@@ -626,7 +639,7 @@ class TestDocumentation:
             yield f"| `{key}` | {name} | {self.default(field)} | {field.description} |"
 
     def test_has_every_key_as_the_models_have_it(self) -> None:
-        text = self.DOCS.read_text(encoding="utf-8")
+        text = self.DOCS.read_text(encoding="utf-8").partition("\n## Keys\n")[2].partition("\n## ")[0]
         table = re.findall(r"^\| `[a-z_.<>]+` \|.*\|$", text, re.MULTILINE)
         assert table == list(self.rows())
 

@@ -105,6 +105,8 @@ def ui(settings: Settings) -> int:
     os.environ["BRONZE_LAKE"] = str(settings.lake)
     os.environ["BRONZE_LANDING"] = settings.landing
     os.environ["BRONZE_ARCHIVE"] = settings.archive
+    if settings.settings_file is not None:
+        os.environ["BRONZE_SETTINGS"] = str(settings.settings_file)
     embedded = settings.embedded
     if embedded and not (settings.home / "postgres").is_dir():
         say("No source yet: `make demo` makes one with sample data, or set BRONZE_SOURCE_URL.")
