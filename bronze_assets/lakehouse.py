@@ -46,6 +46,7 @@ _LOAD_DATE_COMMENT = "Day of loading."
 _RESCUED_COMMENT = "Values of columns that the table does not have, as JSON."
 _RESCUED_COLUMN = f"`{RESCUED}` string comment '{_RESCUED_COMMENT}'"
 _INCOMING = "bronze_assets_incoming"
+_RECENT = 20
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
     [
@@ -447,11 +448,10 @@ class Lakehouse(PrivateTables):
 
     def _marked(self, location: str, wanted: Callable[[str], bool], after: int) -> Commit | None:
         """The latest commit after the version `after` whose `userMetadata` is wanted; None if there is none."""
-        newer = self.storage.version(location) - after
-        for commit in self.storage.history(location, newer) if newer > 0 else []:
-            if commit.version > after and wanted(commit.mark):
-                return commit
-        return None
+        commits = self.storage.history(location, _RECENT)
+        if len(commits) == _RECENT and commits[-1].version > after + 1:
+            commits = self.storage.history(location)
+        return next((one for one in commits if one.version > after and wanted(one.mark)), None)
 
     def _make(self, session: SparkSession, table: BronzeTable) -> None:
         # In SQL, Delta knows generated columns only from 4.4 on.
