@@ -766,8 +766,11 @@ def test_python_workers_of_spark_know_as_little_as_the_driver(tmp_path: Path, sp
         return bronze_assets.__file__
 
     print(spark.range(1).select(told("id")).first()[0], sc is spark.sparkContext)
+    print(spark.conf.get("of.the.cluster"), spark.conf.get("spark.databricks.clusterUsageTags.clusterWorkers"))
     """
-    assert on_spark(tmp_path, spark, script) == ["No module named 'bronze_assets' True"]
+    spark_conf = {"of.the.cluster": "1", "spark.driver.memory": "8g"}
+    new = {"new_cluster": {**NEW["new_cluster"], "spark_conf": spark_conf}}
+    assert on_spark(tmp_path, spark, script, **new) == ["No module named 'bronze_assets' True", "1 1"]
 
 
 def test_serverless_has_no_spark_context_and_refuses_what_spark_connect_does(
