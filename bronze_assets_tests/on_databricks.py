@@ -23,6 +23,9 @@ from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace
 
 CATALOG = "spark_catalog"
 SCOPE = "bronze"
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+"""For sessions with little data: compiling takes longer than all else."""
+
 DAGSTER_YAML = """\
 storage:
   sqlite:

@@ -29,7 +29,7 @@ from bronze_assets.demo import postgres
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace, Fault, gateway_of, serving
-from bronze_assets_tests.on_databricks import CATALOG, SCOPE, Environment, secret_values
+from bronze_assets_tests.on_databricks import CATALOG, INTERPRETED, SCOPE, Environment, secret_values
 
 BY_NAME = {table.name: table for table in TABLES}
 SCHEMA = lake_reader.SCHEMA
@@ -57,7 +57,10 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def workspace(place: Path, spark: SparkSession, sample_url: str) -> Iterator[FakeWorkspace]:
-    with serving(place / "workspace", gateway=gateway_of(spark), secrets=secret_values(sample_url)) as found:
+    secrets = secret_values(sample_url)
+    with serving(place / "workspace", gateway=gateway_of(spark), spark_conf=INTERPRETED, secrets=secrets) as found:
+        found.add_volume(f"{CATALOG}.platform.files")
+        found.add_volume(f"{CATALOG}.platform.staging")
         yield found
 
 
