@@ -91,6 +91,8 @@ class Environment:
             "BRONZE_SETTINGS": str(self.write_settings()),
             "DAGSTER_HOME": str(self.home / "dagster"),
             "DATABRICKS_TOKEN": self.workspace.token,
+            # Of this checkout, wherever an editable install points.
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             **self.environ,
         }
 
