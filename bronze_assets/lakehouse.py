@@ -472,7 +472,8 @@ def _merge(rows: DataFrame, mark: str, statement: str) -> int:
         return int(session.sql(statement).collect()[0]["num_affected_rows"])
     finally:
         session.catalog.dropTempView(_INCOMING)
-        session.conf.unset(_MARK)
+        with contextlib.suppress(AnalysisException):
+            session.conf.unset(_MARK)
 
 
 def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = None) -> Lakehouse:
