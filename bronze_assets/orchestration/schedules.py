@@ -54,8 +54,10 @@ def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False)
         filters = dg.RunsFilter(job_name=job.name, statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} of {job.name} has not ended.")
-        return dg.RunRequest(
-            partition_key=asked, tags={SOURCE_TAG: job.tables[0].source_system, TRIGGER_TAG: "schedule"}
-        )
+        wanted = [asked]
+        if looks_for_files and now.hour == 0 and now.date() > settings.start_date:
+            wanted.append(current_partition(job.cadence, now - dt.timedelta(days=1)))
+        tags = {SOURCE_TAG: job.tables[0].source_system, TRIGGER_TAG: "schedule"}
+        return [dg.RunRequest(partition_key=partition, tags=tags) for partition in wanted]
 
     return tick
