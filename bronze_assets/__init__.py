@@ -18,8 +18,10 @@ its vocabulary), `capture` brings changes into the landing zone, `sources` reads
 rows, `frames` (with `snapshot_frames` and `file_frames`) compares them with what is there, `load` (with `snapshot_load`
 and `file_load`) finds what is outstanding and `attempt` commits it on a `workbench`, `batches` remembers how far it
 came, `schema_versions` which columns have joined (`classification`: and been declared), `lakehouse` writes (on
-`control_tables` and `private_tables`; nothing else writes Delta), `audit` records, `access` says who may see what
-on Unity Catalog (`access_evidence`: who did), `privacy` protects, reveals and erases (keys from
-`vaults`), `orchestration` shows it in Dagster (`definitions` wires that), `doctor` looks
-whether an environment can work, `demo` tries it all out.
+`control_tables` and `private_tables`; nothing else writes Delta) into a `storage`: a folder, or a catalog
+(`catalog_storage`), where `leases` say who is at work. `audit` records, `access` says who may see what on Unity
+Catalog (`access_evidence`: who did), `privacy` protects, reveals and erases (keys from `vaults`), `orchestration` shows
+it in Dagster (`definitions` wires that) and takes it to Databricks (`shipping` says what goes there, `databricks_job`
+how), `environment_file` has the settings of an environment, `doctor` looks whether one can work, `demo` tries it all
+out.
 """

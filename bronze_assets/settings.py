@@ -35,7 +35,7 @@ CLUSTER_HOME = Path("/tmp/bronze_assets")
 
 
 class Environment(enum.StrEnum):
-    """Where the platform runs. Only `local` can load in this release; the others describe the same tables."""
+    """Where the platform runs: on this machine alone (`local`), or one of the environments of a team."""
 
     LOCAL = "local"
     DEV = "dev"
@@ -283,10 +283,11 @@ class Settings:
         )
 
     def require_local(self) -> None:
-        """Raise `SettingsError` unless the environment is local, the only one that can load in this release."""
+        """Raise `SettingsError` unless the environment is local, in which this process itself may load."""
         if self.environment is not Environment.LOCAL:
             raise SettingsError(
-                f"BRONZE_ENV={self.environment} cannot load from this machine.", "unset BRONZE_ENV, or set it to local."
+                f"BRONZE_ENV={self.environment} does not load by a command of this machine.",
+                "start its jobs in Dagster's UI; or unset BRONZE_ENV to load here.",
             )
 
     def remote_environment(self) -> dict[str, str]:

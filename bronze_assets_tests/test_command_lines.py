@@ -44,7 +44,11 @@ def test_only_the_local_environment_loads_from_here(
     said = capsys.readouterr().err.splitlines()
     assert (
         said
-        == [f"BRONZE_ENV={environment} cannot load from this machine. Fix: unset BRONZE_ENV, or set it to local."] * 3
+        == [
+            f"BRONZE_ENV={environment} does not load by a command of this machine. Fix: start its jobs in Dagster's UI; or"
+            " unset BRONZE_ENV to load here."
+        ]
+        * 3
     )
     assert not home.exists()
 

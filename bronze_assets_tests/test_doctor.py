@@ -71,7 +71,12 @@ def test_where_all_is_well_everything_is_told_and_nothing_left_behind(sound: Set
 @pytest.mark.parametrize(
     ("change", "of", "words", "fix"),
     [
-        ({"environment": Environment.PROD}, "environment", "BRONZE_ENV=prod cannot load from this machine.", "unset"),
+        (
+            {"environment": Environment.PROD},
+            "environment",
+            "BRONZE_ENV=prod does not load by a command of this machine.",
+            "unset",
+        ),
         ({"driver_memory": "99999g"}, "memory", "BRONZE_DRIVER_MEMORY=99999g is more than the machine's", "use less"),
         ({"java_home": None, "search_path": ""}, "Java", "No Java 17 or newer was found", "install a JDK"),
         ({"jars": Path("/nowhere")}, "jars", "BRONZE_JARS=/nowhere lacks delta-spark", "put them there"),

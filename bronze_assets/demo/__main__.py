@@ -88,7 +88,8 @@ def _change(url: str) -> None:
 
 def ui(settings: Settings) -> int:
     """Serve Dagster's UI until Ctrl-C, beside the home's embedded server if it has one; returns the exit code."""
-    settings.require_local()
+    if settings.databricks is None:
+        settings.require_local()
     if not (_CHECKOUT / "workspace.yaml").is_file():
         raise SettingsError(f"{_CHECKOUT} holds no workspace.yaml.", "run from a checkout of the project.")
     home.mark(settings.home)
@@ -119,7 +120,9 @@ def ui(settings: Settings) -> int:
         if port != UI_PORT:
             say(f"Port {UI_PORT} is taken; the UI gets port {port} instead.")
         say(f"Dagster's UI: http://127.0.0.1:{port} in a few seconds. Ctrl-C ends it.")
-        with warm_engine.kept_running(settings), _dagster(settings, port) as child:
+        # Where loads run on Databricks, nothing here needs Spark.
+        engine = warm_engine.kept_running(settings) if settings.databricks is None else contextlib.nullcontext()
+        with engine, _dagster(settings, port) as child:
             return child.wait()
     return 0
 
