@@ -45,8 +45,8 @@ def test_only_the_local_environment_loads_from_here(
     assert (
         said
         == [
-            f"BRONZE_ENV={environment} does not load by a command of this machine. Fix: start its jobs in Dagster's UI; or"
-            " unset BRONZE_ENV to load here."
+            f"BRONZE_ENV={environment} does not load by a command of this machine. Fix: start its jobs in Dagster's UI;"
+            " or unset BRONZE_ENV to load here."
         ]
         * 3
     )
