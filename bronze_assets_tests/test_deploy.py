@@ -139,6 +139,7 @@ class TestTerraform:
             ("grants", "table"),
             ("unity_catalog", "files_schema"),
             ("unity_catalog", "files_volume"),
+            ("unity_catalog", "staging_volume"),
         }
         # Others have rights on a shared catalog: only the one that adds may be used there.
         assert ("grants", "databricks_grant", "catalog") in ALL_RESOURCES
@@ -146,11 +147,42 @@ class TestTerraform:
         assert not re.search(r"^\s*(grants|schemas|volumes|catalogs|clusters|sql_warehouses):", bundle, re.MULTILINE)
 
     def test_nobody_but_the_platform_reaches_files(self) -> None:
-        for name in ("files_schema", "files_volume"):
+        for name in ("files_schema", "files_volume", "staging_volume"):
             (grant,) = ALL_RESOURCES["unity_catalog", "databricks_grants", name]["grant"]
             assert grant["principal"] == "${var.platform}"
+            if name.endswith("volume"):
+                assert grant["privileges"] == ["READ_VOLUME", "WRITE_VOLUME"]
         # READ FILES on the location would pass by masks and row filters.
         assert not any("external_location" in body for (_, kind, _), body in ALL_RESOURCES.items() if "grant" in kind)
+
+    def test_volumes_are_where_the_settings_files_say_and_do_not_overlap(self) -> None:
+        volumes = {name: body for (_, kind, name), body in ALL_RESOURCES.items() if kind == "databricks_volume"}
+        assert set(volumes) == {body["name"] for body in volumes.values()} == {"files", "staging"}
+        assert {body["schema_name"] for body in volumes.values()} == {"${databricks_schema.files.name}"}
+        assert ALL_RESOURCES["unity_catalog", "databricks_schema", "files"]["name"] == "bronze_files"
+        places = [body["storage_location"] + "/" for body in volumes.values()]
+        # Unity Catalog refuses a volume within another.
+        assert not any(a != b and a.startswith(b) for a in places for b in places)
+        for environment in ENVIRONMENTS:
+            text = (DEPLOY / "settings" / f"{environment}.toml").read_text()
+            assert set(re.findall(r"/bronze_files/(\w+)", text)) == set(volumes)
+
+    def test_what_a_settings_file_asks_of_it_are_its_outputs(self) -> None:
+        outputs = {name: body for o in parsed(TERRAFORM / "azure" / "outputs.tf")["output"] for name, body in o.items()}
+        for environment in ENVIRONMENTS:
+            text = (DEPLOY / "settings" / f"{environment}.toml").read_text()
+            named = {
+                name for line in re.findall(r"Terraform's outputs? ([^.\n]+)\.", text) for name in line.split(" and ")
+            }
+            assert {"BRONZE_SQL_WAREHOUSE", "staging_volume"} < named <= set(outputs)
+            assert {"pooled_jobs_policy_id", "jobs_policy_id"} & named
+        made = {
+            module.name: {name for output in parsed(module / "outputs.tf")["output"] for name in output}
+            for module in (TERRAFORM / "modules").iterdir()
+        }
+        for body in outputs.values():
+            if found := re.match(r"\$\{module\.(\w+)\.(\w+)\}", body["value"]):
+                assert found[2] in made[found[1]]
 
     def test_what_holds_data_or_keys_is_not_destroyed_by_a_plan(self) -> None:
         holding = {
@@ -191,6 +223,18 @@ class TestTerraform:
         assert '"autotermination_minutes" = { type = "range"' in text
         assert '"SPOT_WITH_FALLBACK_AZURE"' in (TERRAFORM / "azure" / "main.tf").read_text()
         assert ALL_RESOURCES["compute", "databricks_sql_endpoint", "this"]["auto_stop_mins"] == 10
+
+    def test_the_pool_has_machines_for_all_runs_at_once(self) -> None:
+        variables = {
+            name: body
+            for variable in parsed(TERRAFORM / "modules" / "compute" / "variables.tf")["variable"]
+            for name, body in variable.items()
+        }
+        runs = yaml.safe_load((DEPLOY / "dagster" / "dagster.yaml").read_text())["concurrency"]["runs"]
+        # And one for maintenance. A pool that is full refuses clusters.
+        assert variables["concurrent_jobs"]["default"] == runs["max_concurrent_runs"] + 1
+        most = ALL_RESOURCES["compute", "databricks_instance_pool", "jobs"]["max_capacity"]
+        assert most == "${var.concurrent_jobs * (var.max_workers + 1)}"
 
 
 SECRET_NAME = re.compile(
