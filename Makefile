@@ -7,10 +7,10 @@ PY := .venv$(if $(DATABRICKS),-databricks-$(DATABRICKS))/bin/python
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo load ui test lint bench clean
+.PHONY: help install demo demo-databricks load ui test test-databricks lint bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -e 's/:.*## /|/' | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /|/' | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 install: ## Make .venv with the pinned dependencies; the other targets do so by themselves
 	@$(PYTHON) bootstrap.py $(DATABRICKS)
@@ -31,6 +31,12 @@ lint: install ## Check style, format and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+
+demo-databricks: install ## Load the ten tables through the step launcher, against a stand-in for a workspace
+	@$(PY) -m bronze_assets_tests.demo_databricks
+
+test-databricks: install ## Smoke test of a real workspace, as docs/databricks.md says
+	@$(PY) -m bronze_assets_tests.smoke_databricks
 
 bench: install ## Measure full loads and file loads against bare Spark
 	@$(PY) -m benchmarks

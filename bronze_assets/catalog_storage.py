@@ -27,7 +27,6 @@ from bronze_assets.leases import beside
 from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.storage import (
     OVERTAKEN,
-    TIDY_FILES,
     Change,
     Commit,
     Conflict,
@@ -279,9 +278,7 @@ class CatalogStorage(Storage):
 
     @override
     def tidy_private(self, schema: str, location: str) -> None:
-        """Whatever conflicts with it commits first; the files that it leaves behind are removed with the next key."""
-        if self.exists(location) and self.size(location).files >= TIDY_FILES:
-            self._tried(f"optimize {self.identifier(location)}")
+        """Left to the maintenance job of the bundle."""
 
     @override
     @contextlib.contextmanager

@@ -358,7 +358,13 @@ def start_session(
                     f"see the JVM's own lines above; BRONZE_DRIVER_MEMORY is {settings.driver_memory!r}.",
                 ) from error
             _prefer_ciphers(session)
-        session.conf.set(BUSINESS_TIME_ZONE, settings.business_time_zone)
+        if not settings.serverless:
+            session.conf.set(BUSINESS_TIME_ZONE, settings.business_time_zone)
+        elif settings.business_time_zone != "UTC":
+            raise SettingsError(
+                f"serverless compute takes no setting for the business time zone {settings.business_time_zone}.",
+                "set business_time_zone to UTC, or databricks.launch to step_launcher or pipes with a cluster.",
+            )
         _session = session
         return session
 

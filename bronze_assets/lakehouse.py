@@ -11,6 +11,7 @@ history then tells. (Counted in loads and not in table versions: an OPTIMIZE bet
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 import logging
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 import delta.tables
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -46,6 +48,8 @@ _LOAD_DATE_COMMENT = "Day of loading."
 _RESCUED_COMMENT = "Values of columns that the table does not have, as JSON."
 _RESCUED_COLUMN = f"`{RESCUED}` string comment '{_RESCUED_COMMENT}'"
 _INCOMING = "bronze_assets_incoming"
+_MARK = "spark.databricks.delta.commitInfo.userMetadata"
+_RECENT = 20
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
     [
@@ -218,30 +222,25 @@ class Lakehouse(PrivateTables):
             rows: columns of `QUARANTINE`, one per (row_key, row_hash, rule_set, file_name), and of a file, position.
         """
         name = self.identifier(table.schema, table.quarantine_name)
-        session = rows.sparkSession
         if self.size(table.schema, table.quarantine_name).rows == 0:
             writer = rows.write.format("delta").mode("append").option("userMetadata", batch_id)
             self.storage.save(writer, self.location(table.schema, table.quarantine_name))
         else:
-            session.conf.set("spark.databricks.delta.commitInfo.userMetadata", batch_id)
-            rows.createOrReplaceTempView(_INCOMING)
-            try:
-                session.sql(
-                    f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
-                    " and q.row_hash = n.row_hash and q.rule_set = n.rule_set and q.file_name <=> n.file_name"
-                    " and (n.file_name is null or q.source_position <=> n.source_position)"
-                    " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
-                    # Another value may have been there in between: the row is to go where it was seen last.
-                    " q.source_position = n.source_position,"
-                    f" q.state = if(q.state = '{REPLAYED}', '{OPEN}', q.state),"
-                    # A batch is one sighting, however often it is done again.
-                    " q.sightings = q.sightings + if(q.last_batch_id = n.last_batch_id, 0, 1),"
-                    " q.rows_in_batch = n.rows_in_batch"
-                    " when not matched then insert *"
-                )
-            finally:
-                session.catalog.dropTempView(_INCOMING)
-                session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+            _merge(
+                rows,
+                batch_id,
+                f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
+                " and q.row_hash = n.row_hash and q.rule_set = n.rule_set and q.file_name <=> n.file_name"
+                " and (n.file_name is null or q.source_position <=> n.source_position)"
+                " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
+                # Another value may have been there in between: the row is to go where it was seen last.
+                " q.source_position = n.source_position,"
+                f" q.state = if(q.state = '{REPLAYED}', '{OPEN}', q.state),"
+                # A batch is one sighting, however often it is done again.
+                " q.sightings = q.sightings + if(q.last_batch_id = n.last_batch_id, 0, 1),"
+                " q.rows_in_batch = n.rows_in_batch"
+                " when not matched then insert *",
+            )
 
     def quarantined(self, table: BronzeTable, batch_id: str) -> int:
         """How many source rows of a batch the quarantine holds."""
@@ -265,33 +264,24 @@ class Lakehouse(PrivateTables):
         Returns:
             How many rows that was.
         """
-        session, place = fates.sparkSession, (table.schema, table.quarantine_name)
-        own = f"{mark} {uuid.uuid4().hex}"
+        name = self.identifier(table.schema, table.quarantine_name)
         kept = ("reasons", "replay_batch_id", "dismissed_by", "dismissed_at", "dismissed_because")
         blank = ("row_key", "row_hash", "raw_row", "reasons", "rescued_data")
         tried = "q.attempts = coalesce(q.attempts, 0) + n.tried"
-        fates.createOrReplaceTempView(_INCOMING)
-        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
-        try:
-            session.sql(
-                f"merge into {self.identifier(*place)} as q using {_INCOMING} as n on q.row_hash = n.row_hash"
-                + "".join(f" and q.{name} <=> n.{name}" for name in QUARANTINE_IDENTITY if name != "row_hash")
-                + f" and coalesce(q.state, '{OPEN}') = '{OPEN}'"
-                f" when matched and n.fate = '{FOLDED}' then delete"
-                # Nothing of a person may stay.
-                f" when matched and n.fate = 'erased' then update set q.state = n.fate, {tried},"
-                f" q.replay_batch_id = n.replay_batch_id, {', '.join(f'q.{name} = null' for name in blank)}"
-                f" when matched then update set q.state = n.fate, {tried},"
-                " q.rule_set = coalesce(n.new_rule_set, q.rule_set), "
-                + ", ".join(f"q.{name} = coalesce(n.{name}, q.{name})" for name in kept)
-            )
-        finally:
-            session.catalog.dropTempView(_INCOMING)
-            session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        for commit in self.storage.history(self.location(*place), 5):
-            if commit.mark == own:
-                return int(commit.metrics["numTargetRowsUpdated"]) + int(commit.metrics["numTargetRowsDeleted"])
-        return 0
+        return _merge(
+            fates,
+            f"{mark} {uuid.uuid4().hex}",
+            f"merge into {name} as q using {_INCOMING} as n on q.row_hash = n.row_hash"
+            + "".join(f" and q.{name} <=> n.{name}" for name in QUARANTINE_IDENTITY if name != "row_hash")
+            + f" and coalesce(q.state, '{OPEN}') = '{OPEN}'"
+            f" when matched and n.fate = '{FOLDED}' then delete"
+            # Nothing of a person may stay.
+            f" when matched and n.fate = 'erased' then update set q.state = n.fate, {tried},"
+            f" q.replay_batch_id = n.replay_batch_id, {', '.join(f'q.{name} = null' for name in blank)}"
+            f" when matched then update set q.state = n.fate, {tried},"
+            " q.rule_set = coalesce(n.new_rule_set, q.rule_set), "
+            + ", ".join(f"q.{name} = coalesce(n.{name}, q.{name})" for name in kept),
+        )
 
     def empty_quarantine(self, session: SparkSession, table: BronzeTable, batch_id: str) -> None:
         """Take back what a batch put into the quarantine, before it is done again."""
@@ -352,7 +342,6 @@ class Lakehouse(PrivateTables):
             f"concat_ws(', ', {key}) = n.key",
             "when matched and t.record_status = 'ACTIVE' then update set record_status = 'ERASED',"
             " update_timestamp = current_timestamp(), " + ", ".join(f"`{name}` = null" for name in blanks),
-            "numTargetRowsUpdated",
         )
 
     def remove_quarantined(
@@ -361,10 +350,9 @@ class Lakehouse(PrivateTables):
         """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were."""
         place = self.location(table.schema, table.quarantine_name)
         statement = "when matched then delete"
-        counted = "numTargetRowsDeleted"
-        removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement, counted)
+        removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement)
         if hashes:
-            removed += self._merge_keys(session, place, hashes, mark, "t.row_hash = n.key", statement, counted)
+            removed += self._merge_keys(session, place, hashes, mark, "t.row_hash = n.key", statement)
         return removed
 
     def described(self, location: str) -> Described | None:
@@ -398,14 +386,12 @@ class Lakehouse(PrivateTables):
         """
         on = " and ".join([f"concat_ws(', ', {', '.join(key)}) = n.key", *(f"{part} is not null" for part in key)])
         if not blanks:
-            return self._merge_keys(
-                session, location, keys, mark, on, "when matched then delete", "numTargetRowsDeleted"
-            )
+            return self._merge_keys(session, location, keys, mark, on, "when matched then delete")
         names = [f"t.`{name}`" for name in blanks]
         # In the condition, so that a second time no file is written anew.
         on += f" and ({' or '.join(f'{name} is not null' for name in names)})"
         action = f"when matched then update set {', '.join(f'{name} = null' for name in names)}"
-        return self._merge_keys(session, location, keys, mark, on, action, "numTargetRowsUpdated")
+        return self._merge_keys(session, location, keys, mark, on, action)
 
     def vacuum(self, location: str, retention: dt.timedelta) -> int:
         """Remove the files that a table has had for no version since its retention, its change data among them.
@@ -423,35 +409,20 @@ class Lakehouse(PrivateTables):
         return self.storage.vacuum(location, retention)
 
     def _merge_keys(
-        self,
-        session: SparkSession,
-        location: str,
-        keys: Sequence[str],
-        mark: str,
-        on: str,
-        action: str,
-        counted: str,
+        self, session: SparkSession, location: str, keys: Sequence[str], mark: str, on: str, action: str
     ) -> int:
-        session.createDataFrame([(key,) for key in keys], "key string").distinct().createOrReplaceTempView(_INCOMING)
-        own = f"{mark} {uuid.uuid4().hex}"
-        session.conf.set("spark.databricks.delta.commitInfo.userMetadata", own)
-        try:
-            session.sql(f"merge into {self.storage.identifier(location)} as t using {_INCOMING} as n on {on} {action}")
-        finally:
-            session.catalog.dropTempView(_INCOMING)
-            session.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        for commit in self.storage.history(location, 20):
-            if commit.mark == own:
-                return int(commit.metrics[counted])
-        return 0
+        return _merge(
+            session.createDataFrame([(key,) for key in keys], "key string").distinct(),
+            f"{mark} {uuid.uuid4().hex}",
+            f"merge into {self.storage.identifier(location)} as t using {_INCOMING} as n on {on} {action}",
+        )
 
     def _marked(self, location: str, wanted: Callable[[str], bool], after: int) -> Commit | None:
         """The latest commit after the version `after` whose `userMetadata` is wanted; None if there is none."""
-        newer = self.storage.version(location) - after
-        for commit in self.storage.history(location, newer) if newer > 0 else []:
-            if commit.version > after and wanted(commit.mark):
-                return commit
-        return None
+        commits = self.storage.history(location, _RECENT)
+        if len(commits) == _RECENT and commits[-1].version > after + 1:
+            commits = self.storage.history(location)
+        return next((one for one in commits if one.version > after and wanted(one.mark)), None)
 
     def _make(self, session: SparkSession, table: BronzeTable) -> None:
         # In SQL, Delta knows generated columns only from 4.4 on.
@@ -482,6 +453,27 @@ class Lakehouse(PrivateTables):
             "load the partition again; loads of one table belong into one Dagster pool.",
             table=table.name,
         )
+
+
+def _merge(rows: DataFrame, mark: str, statement: str) -> int:
+    """Merge rows, which the statement calls `_INCOMING`, in one commit.
+
+    Args:
+        mark: its `userMetadata`; serverless compute lets nobody set it.
+
+    Returns:
+        How many rows were changed.
+    """
+    session = rows.sparkSession
+    rows.createOrReplaceTempView(_INCOMING)
+    try:
+        with contextlib.suppress(AnalysisException):
+            session.conf.set(_MARK, mark)
+        return int(session.sql(statement).collect()[0]["num_affected_rows"])
+    finally:
+        session.catalog.dropTempView(_INCOMING)
+        with contextlib.suppress(AnalysisException):
+            session.conf.unset(_MARK)
 
 
 def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = None) -> Lakehouse:

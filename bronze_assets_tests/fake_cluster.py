@@ -12,6 +12,7 @@ Nobody may stop Spark.
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.machinery
 import importlib.metadata
 import json
@@ -210,6 +211,11 @@ def _spark(told: dict[str, Any]) -> dict[str, Any]:
         # A cluster without Spark: for tests of what needs none.
         return {}
     session = _on_a_running_jvm(*gateway) if gateway is not None else _on_a_jvm_of_its_own(jars, told["spark_conf"])
+    if gateway is not None:
+        for name, value in told["spark_conf"].items():
+            # What is fixed when a JVM starts is that of this one.
+            with contextlib.suppress(Exception):
+                session.conf.set(name, value)
     context = session.sparkContext
     context.setJobGroup(told["group"], "a task of the fake workspace", interruptOnCancel=True)
     for name, value in told["session_conf"].items():

@@ -267,6 +267,7 @@ class FakeWorkspace:
         pending_seconds: from the submission of a task to its start.
         terminating_seconds: from the end of its process to its end.
         cluster_environ: variables of the clusters' environment.
+        tells_token: whether DATABRICKS_TOKEN is among them; dagster-databricks has it that Databricks sets none.
         hidden: packages of this machine that no cluster has, unless a task brings them.
         oauth_seconds: how long a service principal's token is valid.
         clusters: answers of clusters/get, by id; new clusters come in here.
@@ -297,6 +298,7 @@ class FakeWorkspace:
     pending_seconds: float = 0.0
     terminating_seconds: float = 0.0
     cluster_environ: dict[str, str] = field(default_factory=dict)
+    tells_token: bool = True
     hidden: Sequence[str] = ("bronze_assets", "bronze_assets_tests", "benchmarks")
     oauth_seconds: int = 3600
     clusters: dict[str, dict[str, Any]] = field(
@@ -353,7 +355,8 @@ class FakeWorkspace:
     port: int = 0
     _tokens: dict[str, _Token] = field(default_factory=dict)
     _cluster_token: str = field(default_factory=lambda: f"dapi-of-the-cluster-{random.token_hex(8)}")
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
+    # Those of an earlier workspace in the same folder, or on the same JVM, are others.
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(int(time.time() * 1000)))
     handles: dict[int, tuple[Path, Path]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -464,6 +467,10 @@ class FakeWorkspace:
             )
         except Refused as refused:
             answer = json_answer({"error_code": refused.code, "message": refused.message}, refused.status)
+        except Exception as error:
+            # A mistake of the fake: the SDK would try a lost connection again for five minutes.
+            self.odd.append(f"{method} {path}: {error!r}")
+            answer = json_answer({"error_code": "INTERNAL_ERROR", "message": repr(error)}, 500)
         return None if fault is not None and fault.lose else answer
 
     def _answer(
@@ -679,8 +686,9 @@ class FakeWorkspace:
             "PYSPARK_PYTHON": str(self._python_of_workers(shipped)),
             "DATABRICKS_RUNTIME_VERSION": _runtime(cluster),
             "DATABRICKS_HOST": self.url,
-            "DATABRICKS_TOKEN": self._cluster_token,
-            **self.cluster_environ,
+            **({"DATABRICKS_TOKEN": self._cluster_token} if self.tells_token else {}),
+            # Serverless knows no variables of others.
+            **({} if task.serverless else self.cluster_environ),
             **{name: self._mapped(value, name) for name, value in cluster.get("spark_env_vars", {}).items()},
         }
         if self.gateway is None and self.jars is not None:
@@ -773,7 +781,7 @@ class FakeWorkspace:
         return value
 
     def _group(self, task: Task) -> str:
-        return f"fake-{self.port}-{task.run_id}"
+        return f"fake-{self._cluster_token[-16:]}-{task.run_id}"
 
     def _cancel_jobs(self, task: Task) -> None:
         """Cancel what the process, which is gone, has left on the shared JVM."""

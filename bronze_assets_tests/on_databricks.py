@@ -23,6 +23,9 @@ from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace
 
 CATALOG = "spark_catalog"
 SCOPE = "bronze"
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+"""For sessions with little data: compiling takes longer than all else."""
+
 DAGSTER_YAML = """\
 storage:
   sqlite:
@@ -88,6 +91,8 @@ class Environment:
             "BRONZE_SETTINGS": str(self.write_settings()),
             "DAGSTER_HOME": str(self.home / "dagster"),
             "DATABRICKS_TOKEN": self.workspace.token,
+            # Of this checkout, wherever an editable install points.
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             **self.environ,
         }
 

@@ -29,7 +29,7 @@ from bronze_assets.demo import postgres
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace, Fault, gateway_of, serving
-from bronze_assets_tests.on_databricks import CATALOG, SCOPE, Environment, secret_values
+from bronze_assets_tests.on_databricks import CATALOG, INTERPRETED, SCOPE, Environment, secret_values
 
 BY_NAME = {table.name: table for table in TABLES}
 SCHEMA = lake_reader.SCHEMA
@@ -57,7 +57,10 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def workspace(place: Path, spark: SparkSession, sample_url: str) -> Iterator[FakeWorkspace]:
-    with serving(place / "workspace", gateway=gateway_of(spark), secrets=secret_values(sample_url)) as found:
+    secrets = secret_values(sample_url)
+    with serving(place / "workspace", gateway=gateway_of(spark), spark_conf=INTERPRETED, secrets=secrets) as found:
+        found.add_volume(f"{CATALOG}.platform.files")
+        found.add_volume(f"{CATALOG}.platform.staging")
         yield found
 
 
@@ -120,7 +123,7 @@ class TestThroughTheStepLauncher:
         assert done.returncode == 0, done.stderr[-3000:]
         assert [run.state[:2] for run in workspace.runs] == [("TERMINATED", "SUCCESS")] * 2
         # Values and counts, from the source and from the lake's own log.
-        expected = source_rows(sample_url, "select count(*) from warehouses")
+        expected = source_rows(sample_url, "select count(*) from tests.warehouses")
         assert len(rows(dev, "bz_warehouses")) == expected
         assert {row["email"].split(":")[0] for row in rows(dev, "bz_customers", "email") if row["email"]} == {"enc"}
         with dev.instance() as instance:
@@ -231,7 +234,7 @@ class TestThroughTheStepLauncher:
 
     def test_a_contract_that_is_broken_stops_the_load_and_says_so_here(self, dev: Environment, sample_url: str) -> None:
         with postgres.connect(sample_url) as connection, connection.cursor() as cursor:
-            cursor.execute("alter table warehouses rename column capacity to size")
+            cursor.execute("alter table tests.warehouses rename column capacity to size")
 
         done = dev.materialise("bz_warehouses", partition=today())
 
@@ -298,7 +301,7 @@ class TestFaults:
         with postgres.connect(sample_url) as blocker, blocker.cursor() as cursor:
             # The load's read of the source waits for this.
             blocker.autocommit = False
-            cursor.execute("lock table warehouses in access exclusive mode")
+            cursor.execute("lock table tests.warehouses in access exclusive mode")
             command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
             command += ["--select", f"key:{SCHEMA}/bz_warehouses", "--partition", today()]
             with subprocess.Popen(
@@ -318,7 +321,7 @@ class TestFaults:
         done = dev.materialise("bz_warehouses", partition=today())
 
         assert done.returncode == 0, done.stderr[-3000:]
-        assert len(rows(dev, "bz_warehouses")) == source_rows(sample_url, "select count(*) from warehouses")
+        assert len(rows(dev, "bz_warehouses")) == source_rows(sample_url, "select count(*) from tests.warehouses")
 
     def test_a_driver_that_crashes_is_tried_again(
         self, dev: Environment, workspace: FakeWorkspace, sample_url: str
@@ -331,7 +334,7 @@ class TestFaults:
         first, second = workspace.runs
         assert first.state[1] != "SUCCESS"
         assert second.state[1] == "SUCCESS"
-        assert len(rows(dev, "bz_warehouses")) == source_rows(sample_url, "select count(*) from warehouses")
+        assert len(rows(dev, "bz_warehouses")) == source_rows(sample_url, "select count(*) from tests.warehouses")
 
     def test_a_token_that_has_expired_is_named(self, dev: Environment, workspace: FakeWorkspace) -> None:
         workspace.expire_token()
@@ -437,7 +440,7 @@ class TestThroughPipes:
             else:
                 assert done.returncode == 0, done.stderr[-3000:]
                 found = metadata(instance, "bz_warehouses")["loaded"]
-                assert found == source_rows(sample_url, "select count(*) from warehouses")
+                assert found == source_rows(sample_url, "select count(*) from tests.warehouses")
 
 
 def drop_measurements(workspace: FakeWorkspace) -> None:

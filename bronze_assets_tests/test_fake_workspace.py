@@ -151,7 +151,7 @@ def gone(pid: int) -> bool:
         ("POST", "/api/2.0/dbfs/mkdirs", {"path": "/Volumes/a/b/c"}, "INVALID_PARAMETER_VALUE"),
         ("GET", "/api/2.0/dbfs/read?path=/x&size=1", None, "INVALID_PARAMETER_VALUE"),
         ("GET", "/api/2.0/dbfs/read?path=/x&length=much", None, "MALFORMED_REQUEST"),
-        ("GET", "/api/2.0/fs/files/dbfs/x", None, "INVALID_PARAMETER_VALUE"),
+        ("GET", "/api/2.0/fs/files/dbfs/a/b/c/x", None, "INVALID_PARAMETER_VALUE"),
         ("GET", "/api/2.0/fs/directories/Volumes/a/b", None, "INVALID_PARAMETER_VALUE"),
         ("GET", "/api/2.2/jobs/runs/get", None, "INVALID_PARAMETER_VALUE"),
         ("POST", "/api/2.2/jobs/runs/submit", {}, "INVALID_PARAMETER_VALUE"),
@@ -440,18 +440,24 @@ def test_a_script_runs_in_a_process_that_cannot_import_what_only_this_machine_ha
     assert run.exit_code == 0
 
 
+def test_a_package_is_hidden_that_is_installed_for_good(workspace: FakeWorkspace) -> None:
+    workspace.hidden = ["packaging"]
+    assert "No module named 'packaging'" in ran(workspace, "import packaging").stderr.read_text()
+
+
 def test_a_run_goes_through_its_states_with_its_times(workspace: FakeWorkspace, client: WorkspaceClient) -> None:
     workspace.pending_seconds = workspace.terminating_seconds = 0.5
     run_id = submit(workspace, "import time; time.sleep(0.5)", **NEW)
     seen: list[tuple[str, str | None, bool]] = []
-    while not seen or seen[-1][0] != "TERMINATED":
+    while not seen or seen[-1][0] not in ("TERMINATED", "INTERNAL_ERROR"):
         told = client.jobs.get_run(run_id)
         assert told.state is not None
         assert told.state.life_cycle_state is not None
         assert told.tasks is not None
         result = told.state.result_state and told.state.result_state.value
         state = (told.state.life_cycle_state.value, result, told.tasks[0].cluster_instance is not None)
-        if state not in seen:
+        # A cluster may be there for a moment before the task runs on it.
+        if state not in seen and state != ("PENDING", None, True):
             seen.append(state)
         time.sleep(0.05)
     assert seen == [
@@ -592,9 +598,12 @@ def test_a_wheel_is_importable_where_a_task_asks_for_it(workspace: FakeWorkspace
 def test_a_new_cluster_has_the_variables_that_are_asked_for(workspace: FakeWorkspace) -> None:
     workspace.cluster_environ["OF_THE_CLUSTER"] = "1"
     new = {"new_cluster": {**NEW["new_cluster"], "spark_env_vars": {"OF_THE_RUN": "/Volumes/main/bronze/staging/x"}}}
-    script = "import os; print(os.environ['OF_THE_CLUSTER'], os.environ['OF_THE_RUN'])"
+    workspace.tells_token = False
+    names = ("OF_THE_CLUSTER", "OF_THE_RUN", "DATABRICKS_TOKEN")
+    script = f"import os; print(*(os.environ.get(name) for name in {names}))"
     run = ran(workspace, script, **new)
-    assert run.stdout.read_text() == f"1 {workspace.volumes / 'main' / 'bronze' / 'staging' / 'x'}\n"
+    assert run.stdout.read_text() == f"1 {workspace.volumes / 'main' / 'bronze' / 'staging' / 'x'} None\n"
+    assert ran(workspace, script, **SERVERLESS).stdout.read_text() == "None None None\n"
 
 
 # ---- faults of requests
@@ -719,10 +728,21 @@ def test_a_step_whose_driver_is_killed_fails_and_one_that_is_skipped_is_lost(
         workspace.faults.append(Fault("POST", SUBMIT, run="crash_driver"))
         assert not launch(workspace, package).success
         workspace.faults.append(Fault("POST", SUBMIT, run="skip"))
-        # The launcher takes it for done, and Dagster misses its output.
+        # The launcher takes it for done: the run fails, and no event tells of its step, so nothing is tried again.
         skipped = launch(workspace, package)
-        assert not [one for one in skipped.all_events if one.is_step_success]
         assert "was skipped" in capsys.readouterr().err
+        assert not skipped.success
+        assert not [one for one in skipped.all_events if one.is_step_success or one.is_step_failure]
+
+
+@pytest.mark.parametrize(("fault", "well"), [({"status": 503, "retry_after": 0}, True), ({"status": 500}, False)])
+def test_a_step_survives_an_outage_that_the_sdk_knows_and_is_cancelled_at_any_other_error(
+    tmp_path: Path, spark: SparkSession, package: Path, fault: dict[str, Any], well: bool
+) -> None:
+    with serving(tmp_path / "workspace", gateway=gateway_of(spark)) as workspace:
+        workspace.faults.append(Fault("GET", r"/api/2\.2/jobs/runs/get", times=1, **fault))
+        assert launch(workspace, package).success == well
+        assert (("POST", "/api/2.2/jobs/runs/cancel") in workspace.requests) == (not well)
 
 
 def on_spark(tmp_path: Path, spark: SparkSession, script: str, **fields: Any) -> list[str]:
@@ -746,8 +766,11 @@ def test_python_workers_of_spark_know_as_little_as_the_driver(tmp_path: Path, sp
         return bronze_assets.__file__
 
     print(spark.range(1).select(told("id")).first()[0], sc is spark.sparkContext)
+    print(spark.conf.get("of.the.cluster"), spark.conf.get("spark.databricks.clusterUsageTags.clusterWorkers"))
     """
-    assert on_spark(tmp_path, spark, script) == ["No module named 'bronze_assets' True"]
+    spark_conf = {"of.the.cluster": "1", "spark.driver.memory": "8g"}
+    new = {"new_cluster": {**NEW["new_cluster"], "spark_conf": spark_conf}}
+    assert on_spark(tmp_path, spark, script, **new) == ["No module named 'bronze_assets' True", "1 1"]
 
 
 def test_serverless_has_no_spark_context_and_refuses_what_spark_connect_does(

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from dagster_databricks import DatabricksPySparkStepLauncher
 
 
+_ENDS = (dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY)
+
+
 def step_launcher(settings: Settings) -> dg.ResourceDefinition:
     """The resource of all steps that touch the lake: the step launcher, or nothing where they run in this process."""
     if not launches(settings):
@@ -131,6 +134,7 @@ class LaunchedSteps(dg.StepLauncher):
             tag_run(instance, run.run_id, {DATABRICKS_TAG: page})
 
         client = self._launcher.databricks_runner.client.workspace_client
+        ended = False
         failure: BronzeError | None = None
         with Watch(client, self._settings, table or step_context.step.key, started) as watch:
             try:
@@ -138,7 +142,10 @@ class LaunchedSteps(dg.StepLauncher):
                     if table is not None and (batch := _batch(event, table)):
                         batches[batch] = None
                         tag_run(instance, run.run_id, {BATCH_TAG: first_and_last([*batches])})
+                    ended = ended or event.event_type in _ENDS
                     yield event
+                if not ended:
+                    failure = watch.skipped()
             except dg.DagsterExecutionInterruptedError:
                 raise
             except Exception as error:

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from bronze_assets.errors import PrivacyRefused
 from bronze_assets.lakehouse import open_lake
+from bronze_assets.orchestration.databricks import step_launcher
+from bronze_assets.orchestration.resources import STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import derived
 from bronze_assets.settings import Settings
@@ -34,7 +36,11 @@ def derived_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.J
     if not personal:
         return []
 
-    @dg.op(description="Lists, registers or withdraws tables that erasures sweep too.", out=dg.Out(dg.Nothing))
+    @dg.op(
+        description="Lists, registers or withdraws tables that erasures sweep too.",
+        out=dg.Out(dg.Nothing),
+        required_resource_keys={STEP_LAUNCHER},
+    )
     def keep_registry(context: dg.OpExecutionContext, config: DerivedConfig) -> None:
         lake = open_lake(settings)
 
@@ -69,6 +75,7 @@ def derived_jobs(settings: Settings, tables: Sequence[BronzeTable]) -> list[dg.J
     @dg.job(
         description="Lists, registers or withdraws the tables derived from bronze that erasures sweep too.",
         executor_def=dg.in_process_executor,
+        resource_defs={STEP_LAUNCHER: step_launcher(settings)},
     )
     def derived_tables() -> None:
         keep_registry()

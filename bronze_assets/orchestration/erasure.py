@@ -12,7 +12,8 @@ import dagster as dg
 from pydantic import Field
 
 from bronze_assets.lakehouse import open_lake
-from bronze_assets.orchestration.resources import LOGGER
+from bronze_assets.orchestration.databricks import step_launcher
+from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.privacy import erasure, removal
 from bronze_assets.settings import Environment, Settings
@@ -35,7 +36,10 @@ def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
     if not any(table.has_personal_data for table in tables):
         return dg.Definitions()
 
-    @dg.op(description="Forgets persons in lake, landing zone and archive, and drops their keys.")
+    @dg.op(
+        description="Forgets persons in lake, landing zone and archive, and drops their keys.",
+        required_resource_keys={STEP_LAUNCHER},
+    )
     def erase_subjects(context: dg.OpExecutionContext, config: EraseConfig) -> None:
         def forget() -> None:
             by_name = {table.name: table for table in tables}
@@ -48,11 +52,19 @@ def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
 
         without_values(forget)
 
-    @dg.job(description="Forgets persons; safe to run again.", executor_def=dg.in_process_executor)
+    @dg.job(
+        description="Forgets persons; safe to run again.",
+        executor_def=dg.in_process_executor,
+        resource_defs={STEP_LAUNCHER: step_launcher(settings)},
+    )
     def erase() -> None:
         erase_subjects()
 
-    @dg.op(description="Vacuums the tables of which an erasure's date has passed.", out=dg.Out(dg.Nothing))
+    @dg.op(
+        description="Vacuums the tables of which an erasure's date has passed.",
+        out=dg.Out(dg.Nothing),
+        required_resource_keys={STEP_LAUNCHER},
+    )
     def remove_erased_files(context: dg.OpExecutionContext) -> None:
         def remove() -> None:
             lake = open_lake(settings)
@@ -68,6 +80,7 @@ def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
     @dg.job(
         description="Removes the files that erasures took out of the tables, once time travel has had its 30 days.",
         executor_def=dg.in_process_executor,
+        resource_defs={STEP_LAUNCHER: step_launcher(settings)},
     )
     def remove_erased() -> None:
         remove_erased_files()

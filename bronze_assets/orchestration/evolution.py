@@ -11,6 +11,8 @@ from pydantic import Field
 from bronze_assets import audit
 from bronze_assets.errors import BronzeError, LoadRefused
 from bronze_assets.lakehouse import open_lake
+from bronze_assets.orchestration.databricks import step_launcher
+from bronze_assets.orchestration.resources import STEP_LAUNCHER
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
@@ -29,7 +31,9 @@ def accept_schema_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.J
     """The job `accept_schema`: shows in the run's log what is different, then accepts it. The sensor does the rest."""
     by_name = {table.name: table for table in tables if table.feed is not None}
 
-    @dg.op(description="Shows the columns that stopped a table, and accepts them.")
+    @dg.op(
+        description="Shows the columns that stopped a table, and accepts them.", required_resource_keys={STEP_LAUNCHER}
+    )
     def accept_new_columns(context: dg.OpExecutionContext, config: AcceptConfig) -> None:
         try:
             table = by_name.get(config.table)
@@ -45,7 +49,11 @@ def accept_schema_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.J
             raise dg.Failure(description=audit.safe_message(error), allow_retries=False) from error
         context.log.info(f"{config.accepted_by} accepted {', '.join(accepted)}; the next load takes the waiting files.")
 
-    @dg.job(description="Accepts new columns of a table that its policy stopped.", executor_def=dg.in_process_executor)
+    @dg.job(
+        description="Accepts new columns of a table that its policy stopped.",
+        executor_def=dg.in_process_executor,
+        resource_defs={STEP_LAUNCHER: step_launcher(settings)},
+    )
     def accept_schema() -> None:
         accept_new_columns()
 

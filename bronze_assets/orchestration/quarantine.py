@@ -13,6 +13,8 @@ from pydantic import Field
 from bronze_assets import quarantine
 from bronze_assets.audit import LoadRecord
 from bronze_assets.errors import LoadRefused
+from bronze_assets.orchestration.databricks import step_launcher
+from bronze_assets.orchestration.resources import STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
@@ -42,7 +44,11 @@ def replay_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefin
     """The job `replay_quarantine`; its log says counts, and never a value."""
     by_name = {table.name: table for table in tables}
 
-    @dg.op(description="Replays or dismisses open rows of a table's quarantine.", out=dg.Out(dg.Nothing))
+    @dg.op(
+        description="Replays or dismisses open rows of a table's quarantine.",
+        out=dg.Out(dg.Nothing),
+        required_resource_keys={STEP_LAUNCHER},
+    )
     def replay_rows(context: dg.OpExecutionContext, config: ReplayConfig) -> None:
         def settle() -> None:
             table = by_name.get(config.table)
@@ -87,6 +93,7 @@ def replay_job(settings: Settings, tables: Sequence[BronzeTable]) -> dg.JobDefin
     @dg.job(
         description="Loads quarantined rows that pass the rules of now, or dismisses them; safe to run again.",
         executor_def=dg.in_process_executor,
+        resource_defs={STEP_LAUNCHER: step_launcher(settings)},
     )
     def replay_quarantine() -> None:
         replay_rows()

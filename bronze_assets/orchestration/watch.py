@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _WAITING = ("PENDING", "QUEUED", "BLOCKED", "WAITING_FOR_RETRY")
 # What Databricks says when a machine was lost, and not when the work failed.
 _LOST = re.compile(r"driver|spot|preempt|node.*lost|unreachable|INTERNAL_ERROR", re.IGNORECASE)
+# What the SDK raises when the workspace does not answer as it should, after its own tries.
+_NO_ANSWER = frozenset({"InternalError", "TemporarilyUnavailable", "TimeoutError", "ConnectionError"})
 
 
 class Watch:
@@ -44,6 +47,8 @@ class Watch:
         submit = self._client.jobs.submit
 
         def submitted(*args: Any, **kwargs: Any) -> Wait[Run]:
+            # The SDK asks again when an answer is lost: that shall not be a second run.
+            kwargs["idempotency_token"] = uuid.uuid4().hex
             waiter = submit(*args, **kwargs)
             self._run_id = waiter.bind()["run_id"]
             with contextlib.suppress(Exception):
@@ -75,6 +80,14 @@ class Watch:
                 self._never_started = True
                 self._client.jobs.cancel_run(self._run_id)
 
+    def skipped(self) -> BronzeError:
+        """What is said of a run that ended well for the launcher and in which the step never ran."""
+        return RemoteFailure(
+            f"Databricks has skipped run {self._run_id}, and nothing was loaded.",
+            "look at its page for the reason, for example too many runs at once, and start it again.",
+            table=self._name,
+        )
+
     def failure(self, error: Exception) -> BronzeError:
         """What went wrong, in our words; what the SDK and Databricks say in theirs may quote."""
         there = self._settings.databricks
@@ -104,7 +117,7 @@ class Watch:
                 "`python -m bronze_assets doctor` finds what is missing.",
                 table=name,
             )
-        lost = RemoteLost if _LOST.search(str(error)) else RemoteFailure
+        lost = RemoteLost if _LOST.search(str(error)) or kind in _NO_ANSWER else RemoteFailure
         return lost(
             f"Databricks run {run} has failed ({_reason(error)}).{page}",
             "see the driver's log on its page. The next load finishes or takes back what this one had begun.",
