@@ -2,7 +2,7 @@
 
 Only SQL and the DataFrame API, which serverless serves too. A path is never asked for: of a managed table the catalog
 gives none away. What delta-rs tells locally from the log comes from `DESCRIBE` here, and where it is not told at all
-(the number of a load) from the history; docs/adr/0021 says what that costs.
+(the number of a load) from the history; docs/adr/0022 says what that costs.
 """
 
 from __future__ import annotations

@@ -36,11 +36,16 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
     # What files bring needs no schedule: their sensor sees them.
     fed = {table for job in from_files for table in job.tables}
     scheduled = [job for job in by_cadence if not fed.issuperset(job.tables)]
+    # The ledger lies where this process cannot read it: the loads themselves look for files there.
+    watched = from_files if settings.databricks is None else []
     return dg.Definitions.merge(
         dg.Definitions(
             assets=assets(settings, tables),
-            schedules=[schedule(job, settings) for job in scheduled],
-            sensors=[file_sensor(job, settings) for job in from_files],
+            schedules=[
+                *(schedule(job, settings) for job in scheduled),
+                *(schedule(job, settings, looks_for_files=True) for job in from_files if job not in watched),
+            ],
+            sensors=[file_sensor(job, settings) for job in watched],
             resources={"loader": loader_resource(settings), STEP_LAUNCHER: step_launcher(settings)},
             # One JVM a run: all its tables share one Spark session.
             executor=dg.in_process_executor,

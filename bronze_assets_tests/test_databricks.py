@@ -5,9 +5,10 @@ Each step runs in a clean process that has no checkout, with a session of its ow
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime as dt
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,11 @@ from pyspark.sql import SparkSession
 from bronze_assets import shipping
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
+from bronze_assets.load import load
 from bronze_assets.orchestration.assets import asset_key
+from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
+from bronze_assets_tests.conftest import Server, settings_for
 from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace, Fault, gateway_of, serving
 from bronze_assets_tests.on_databricks import CATALOG, INTERPRETED, SCOPE, Environment, secret_values
 
@@ -47,32 +52,61 @@ def today() -> str:
     return dt.datetime.now(dt.UTC).date().isoformat()
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder whose path has no word that the launcher leaves out, as pytest's own has."""
-    folder = Path(tempfile.mkdtemp(prefix="bronze-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+@contextlib.contextmanager
+def environment(spark: SparkSession, source_url: str) -> Iterator[Environment]:
+    """An environment `dev` with a workspace, whose schemas somebody has made, as Terraform does."""
+    # A path without a word that the launcher leaves out, as pytest's own has.
+    place = Path(tempfile.mkdtemp(prefix="bronze-"))
+    schemas = dict.fromkeys(table.schema for table in TABLES)
+    secrets = secret_values(source_url)
+    try:
+        for schema in schemas:
+            spark.sql(f"create schema {CATALOG}.{schema} location '{place / 'lake' / schema}'")
+        with serving(place / "workspace", gateway=gateway_of(spark), spark_conf=INTERPRETED, secrets=secrets) as found:
+            found.add_volume(f"{CATALOG}.platform.files")
+            found.add_volume(f"{CATALOG}.platform.staging")
+            yield Environment(place / "host", place / "lake", found)
+    finally:
+        for schema in schemas:
+            spark.sql(f"drop schema if exists {CATALOG}.{schema} cascade")
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
-def workspace(place: Path, spark: SparkSession, sample_url: str) -> Iterator[FakeWorkspace]:
-    secrets = secret_values(sample_url)
-    with serving(place / "workspace", gateway=gateway_of(spark), spark_conf=INTERPRETED, secrets=secrets) as found:
-        found.add_volume(f"{CATALOG}.platform.files")
-        found.add_volume(f"{CATALOG}.platform.staging")
+def dev(spark: SparkSession, sample_url: str) -> Iterator[Environment]:
+    with environment(spark, sample_url) as found:
         yield found
 
 
 @pytest.fixture
-def dev(place: Path, spark: SparkSession, workspace: FakeWorkspace) -> Iterator[Environment]:
-    """An environment whose schemas somebody has made, as Terraform does."""
-    schemas = dict.fromkeys(table.schema for table in TABLES)
-    for schema in schemas:
-        spark.sql(f"create schema {CATALOG}.{schema} location '{place / 'lake' / schema}'")
-    yield Environment(place / "host", place / "lake", workspace)
-    for schema in schemas:
-        spark.sql(f"drop schema {CATALOG}.{schema} cascade")
+def workspace(dev: Environment) -> FakeWorkspace:
+    return dev.workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Some tables, loaded once through the launcher.
+
+    Attributes:
+        url: of the source.
+        done: Dagster's command line.
+    """
+
+    dev: Environment
+    url: str
+    done: subprocess.CompletedProcess[str]
+
+
+NAMES = ("bz_warehouses", "bz_customers", "bz_products", "bz_orders")
+
+
+@pytest.fixture(scope="class")
+def loaded(spark: SparkSession, server: Server, sample_template: str) -> Iterator[Loaded]:
+    url = server.make_database(sample_template)
+    with environment(spark, url) as dev:
+        dev.databricks = PRICES
+        yield Loaded(dev, url, dev.materialise(*NAMES, partition=today()))
+    server.drop_database(url)
 
 
 def table_path(dev: Environment, name: str) -> Path:
@@ -112,26 +146,22 @@ def source_rows(url: str, query: str) -> int:
         return int(found)
 
 
-class TestThroughTheStepLauncher:
-    def test_a_partition_is_loaded_there_and_told_here(
-        self, dev: Environment, workspace: FakeWorkspace, sample_url: str
-    ) -> None:
-        dev.databricks = PRICES
-
-        done = dev.materialise("bz_warehouses", "bz_customers", partition=today())
-
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert [run.state[:2] for run in workspace.runs] == [("TERMINATED", "SUCCESS")] * 2
+class TestTablesLoadedThroughTheStepLauncher:
+    def test_they_are_loaded_there_and_told_here(self, loaded: Loaded) -> None:
+        dev, workspace = loaded.dev, loaded.dev.workspace
+        assert loaded.done.returncode == 0, loaded.done.stderr[-3000:]
+        assert [run.state[:2] for run in workspace.runs] == [("TERMINATED", "SUCCESS")] * len(NAMES)
         # Values and counts, from the source and from the lake's own log.
-        expected = source_rows(sample_url, "select count(*) from tests.warehouses")
+        expected = source_rows(loaded.url, "select count(*) from tests.warehouses")
         assert len(rows(dev, "bz_warehouses")) == expected
-        assert {row["email"].split(":")[0] for row in rows(dev, "bz_customers", "email") if row["email"]} == {"enc"}
+        emails = [row["email"] for row in rows(dev, "bz_customers", "email") if row["email"]]
+        assert emails
+        assert {email.split(":")[0] for email in emails} == {"enc"}
         with dev.instance() as instance:
             told = metadata(instance, "bz_warehouses")
             run = run_of(instance)
-            checks = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-                [dg.AssetCheckKey(asset_key(BY_NAME["bz_warehouses"]), name) for name in ("schema", "conservation")]
-            )
+            keys = [dg.AssetCheckKey(asset_key(BY_NAME["bz_warehouses"]), name) for name in ("schema", "conservation")]
+            checks = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
         assert told["read"] == told["loaded"] == expected
         assert told["dagster/row_count"] == expected
         # Cost: 3 nodes for these seconds, worked out by hand from the price table.
@@ -141,81 +171,58 @@ class TestThroughTheStepLauncher:
         assert told["databricks/cost"] == pytest.approx(told["seconds"] / 3600 * hourly)
         assert told["databricks/cost_per_gb"] == pytest.approx(told["databricks/cost"] / told["bytes_written"] * 1e9)
         assert told["databricks/currency"] == "EUR"
-        # The run is tagged by the host, and links to its page.
-        assert set(run.tags["bronze/table"].split(", ")) == {"bz_warehouses", "bz_customers"}
+        # The run is tagged by the host, and links to its pages.
+        assert set(run.tags["bronze/table"].split(", ")) == {*NAMES}
         assert run.tags["bronze/batch"] == f"{today()}/1"
         assert run.tags["bronze/environment"] == "dev"
-        for one in run.tags["bronze/databricks_run"].split(", "):
-            assert one.startswith(workspace.url)
-        assert {check.status.value for check in checks.values() if check} == {"SUCCEEDED"}
-        assert len(checks) == 2
+        pages = run.tags["bronze/databricks_run"].split(", ")
+        assert len(pages) == len(NAMES)
+        assert all(page.startswith(workspace.url) for page in pages)
+        assert [check.status.value for check in checks.values() if check] == ["SUCCEEDED"] * 2
 
-    def test_no_secret_is_staged_and_only_the_package_is_shipped(
-        self, dev: Environment, workspace: FakeWorkspace, sample_url: str
-    ) -> None:
-        done = dev.materialise("bz_warehouses", partition=today())
-
-        assert done.returncode == 0, done.stderr[-3000:]
+    def test_no_secret_is_staged_and_only_the_package_is_shipped(self, loaded: Loaded) -> None:
+        workspace = loaded.dev.workspace
         staged = [path for path in workspace.dbfs.rglob("*") if path.is_file()]
         assert {path.name for path in staged} >= {"code.zip", "config.pkl", "step_run_ref.pkl"}
-        secret = [sample_url, *json.loads(workspace.secrets[SCOPE]["master-key"])["versions"].values()]
-        for path in staged:
-            content = path.read_bytes()
-            for word in [*secret, workspace.token]:
-                assert word.encode() not in content, path.name
-        (zipped,) = (path for path in staged if path.name == "code.zip")
-        names = subprocess.run(
-            [sys.executable, "-m", "zipfile", "-l", str(zipped)], capture_output=True, text=True, check=True
-        ).stdout
-        shipped = {line.split()[0] for line in names.splitlines()[1:]}
+        keys = json.loads(workspace.secrets[SCOPE]["master-key"])["versions"].values()
+        for word in [loaded.url, *keys, workspace.token]:
+            assert not [path.name for path in staged if word.encode() in path.read_bytes()]
+            assert word not in loaded.done.stdout + loaded.done.stderr
         package = Path(shipping.__file__).parent
-        assert shipped == {
+        expected = {
             f"bronze_assets/{path.relative_to(package).as_posix()}"
             for path in package.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-        assert workspace.token not in done.stdout + done.stderr
-        assert sample_url not in done.stdout + done.stderr
+        for path in staged:
+            if path.name == "code.zip":
+                with zipfile.ZipFile(path) as zipped:
+                    assert set(zipped.namelist()) == expected
 
-    def test_the_tables_are_row_for_row_those_of_a_local_load(
-        self, dev: Environment, workspace: FakeWorkspace, sample_url: str, place: Path, jars: Path
+    def test_they_are_row_for_row_those_of_a_local_load(
+        self, loaded: Loaded, tmp_path: Path, jars: Path, spark: SparkSession
     ) -> None:
-        names = ["bz_products", "bz_orders", "bz_suppliers"]
-
-        done = dev.materialise(*names, partition=today())
-        assert done.returncode == 0, done.stderr[-3000:]
-        key = place / "master.key"
-        key.write_text(workspace.secrets[SCOPE]["master-key"], encoding="utf-8")
+        key = tmp_path / "master.key"
+        key.write_text(loaded.dev.workspace.secrets[SCOPE]["master-key"], encoding="utf-8")
         key.chmod(0o600)
-        local = {name: value for name, value in os.environ.items() if not name.startswith("BRONZE_")} | {
-            "BRONZE_HOME": str(place / "local"),
-            "BRONZE_SOURCE_URL": sample_url,
-            "BRONZE_CAPTURE": "off",
-            "BRONZE_JARS": str(jars),
-            "BRONZE_MASTER_KEY": f"file:{key}",
-            "DAGSTER_HOME": str(dev.home / "dagster"),
-        }
-        keys = ",".join(f"key:{SCHEMA}/{name}" for name in names)
-        command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
-        subprocess.run(
-            [*command, "--select", keys, "--partition", today()],
-            env=local,
-            cwd=place,
-            check=True,
-            capture_output=True,
-            timeout=300,
+        local = settings_for(
+            tmp_path / "local",
+            {"BRONZE_SOURCE_URL": loaded.url, "BRONZE_JARS": str(jars), "BRONZE_MASTER_KEY": f"file:{key}"},
         )
+        with Workbench.open(local) as bench:
+            for name in NAMES:
+                load(BY_NAME[name], today(), bench, Run("local", "manual"), Options())
 
-        for name in names:
+        for name in NAMES:
             for part in (name, f"{name}_quarantine"):
-                there = table_path(dev, part)
-                here = place / "local" / "lake" / SCHEMA / part
+                there, here = table_path(loaded.dev, part), local.lake / SCHEMA / part
                 assert lake_reader.column_types(there) == lake_reader.column_types(here)
                 assert lake_reader.partition_columns(there) == lake_reader.partition_columns(here)
-                left, right = comparable(there), comparable(here)
-                assert left == right
-                assert left or part != name
+                assert comparable(there) == comparable(here)
+            assert comparable(table_path(loaded.dev, name))
 
+
+class TestThroughTheStepLauncher:
     def test_a_backfill_is_one_run_with_a_record_for_each_day(self, dev: Environment, workspace: FakeWorkspace) -> None:
         assert dev.materialise("bz_orders", partition=today()).returncode == 0
         first = dt.date.fromisoformat(today()) - dt.timedelta(days=3)

@@ -108,7 +108,7 @@ def _real_launcher(settings: Settings, run_id: str) -> DatabricksPySparkStepLaun
             'install the extra `databricks`: pip install "bronze-assets[databricks]".',
         ) from None
     with warnings.catch_warnings():
-        # Step launchers are superseded by Pipes in Dagster, which says so at each use; docs/adr/0022.
+        # Step launchers are superseded by Pipes in Dagster, which says so at each use; docs/adr/0023.
         warnings.simplefilter("ignore", dg.SupersessionWarning)
         context = dg.build_init_resource_context(config=launcher_config(settings, run_id))
         launcher: DatabricksPySparkStepLauncher = databricks_pyspark_step_launcher(context)

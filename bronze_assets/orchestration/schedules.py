@@ -10,7 +10,7 @@ import dagster as dg
 from bronze_assets.orchestration.jobs import LoadJob
 from bronze_assets.orchestration.runs import SOURCE_TAG, TRIGGER_TAG, UNFINISHED
 from bronze_assets.settings import Environment, Settings
-from bronze_assets.table import POSTGRES, Cadence
+from bronze_assets.table import Cadence
 from bronze_assets.workbench import current_partition
 
 CRON: Mapping[Cadence, str] = {
@@ -21,13 +21,19 @@ CRON: Mapping[Cadence, str] = {
 }
 
 
-def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
-    """The schedule of a cadence's job: running where the environment is local, stopped elsewhere."""
+def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False) -> dg.ScheduleDefinition:
+    """The schedule of a job: running where the environment is local, stopped elsewhere.
+
+    Args:
+        looks_for_files: every five minutes, in the place of a sensor; in the first hour of a day, files of the day
+            before are looked for too.
+    """
+    cron = "*/5 * * * *" if looks_for_files else CRON[job.cadence]
 
     @dg.schedule(
         name=f"{job.name}_schedule",
         job_name=job.name,
-        cron_schedule=CRON[job.cadence],
+        cron_schedule=cron,
         execution_timezone="UTC",
         description=f"Loads the partition in progress of the {job.cadence.value} tables.",
         default_status=(
@@ -36,7 +42,7 @@ def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
             else dg.DefaultScheduleStatus.STOPPED
         ),
     )
-    def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         now = dt.datetime.now(dt.UTC)
         if now.date() < settings.start_date:
             return dg.SkipReason(f"The first partition begins on {settings.start_date}.")
@@ -48,6 +54,10 @@ def schedule(job: LoadJob, settings: Settings) -> dg.ScheduleDefinition:
         filters = dg.RunsFilter(job_name=job.name, statuses=UNFINISHED)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} of {job.name} has not ended.")
-        return dg.RunRequest(partition_key=asked, tags={SOURCE_TAG: POSTGRES, TRIGGER_TAG: "schedule"})
+        wanted = [asked]
+        if looks_for_files and now.hour == 0 and now.date() > settings.start_date:
+            wanted.append(current_partition(job.cadence, now - dt.timedelta(days=1)))
+        tags = {SOURCE_TAG: job.tables[0].source_system, TRIGGER_TAG: "schedule"}
+        return [dg.RunRequest(partition_key=partition, tags=tags) for partition in wanted]
 
     return tick
