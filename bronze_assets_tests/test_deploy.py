@@ -26,6 +26,8 @@ from databricks.bundles.jobs import Job
 from bronze_assets import access
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
+from bronze_assets.leases import LEASES
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server
 from bronze_assets_tests.dagster_client import until
@@ -46,6 +48,7 @@ TERRAFORM = DEPLOY / "terraform"
 WORKFLOWS = CHECKOUT / ".github" / "workflows"
 ENVIRONMENTS = {"dev": "dev_inventory", "qa": "qa_inventory", "prod": "workspace"}
 SCHEMAS = set(access.schemas(TABLES))
+VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-+?])((?:[^${}]|\$\{[^{}]*\})*))?\}")
 
 
 def terraform_files() -> list[Path]:
@@ -139,6 +142,7 @@ class TestTerraform:
             ("grants", "table"),
             ("unity_catalog", "files_schema"),
             ("unity_catalog", "files_volume"),
+            ("unity_catalog", "staging_volume"),
         }
         # Others have rights on a shared catalog: only the one that adds may be used there.
         assert ("grants", "databricks_grant", "catalog") in ALL_RESOURCES
@@ -146,11 +150,42 @@ class TestTerraform:
         assert not re.search(r"^\s*(grants|schemas|volumes|catalogs|clusters|sql_warehouses):", bundle, re.MULTILINE)
 
     def test_nobody_but_the_platform_reaches_files(self) -> None:
-        for name in ("files_schema", "files_volume"):
+        for name in ("files_schema", "files_volume", "staging_volume"):
             (grant,) = ALL_RESOURCES["unity_catalog", "databricks_grants", name]["grant"]
             assert grant["principal"] == "${var.platform}"
+            if name.endswith("volume"):
+                assert grant["privileges"] == ["READ_VOLUME", "WRITE_VOLUME"]
         # READ FILES on the location would pass by masks and row filters.
         assert not any("external_location" in body for (_, kind, _), body in ALL_RESOURCES.items() if "grant" in kind)
+
+    def test_volumes_are_where_the_settings_files_say_and_do_not_overlap(self) -> None:
+        volumes = {name: body for (_, kind, name), body in ALL_RESOURCES.items() if kind == "databricks_volume"}
+        assert set(volumes) == {body["name"] for body in volumes.values()} == {"files", "staging"}
+        assert {body["schema_name"] for body in volumes.values()} == {"${databricks_schema.files.name}"}
+        assert ALL_RESOURCES["unity_catalog", "databricks_schema", "files"]["name"] == "bronze_files"
+        places = [body["storage_location"] + "/" for body in volumes.values()]
+        # Unity Catalog refuses a volume within another.
+        assert not any(a != b and a.startswith(b) for a in places for b in places)
+        for environment in ENVIRONMENTS:
+            text = (DEPLOY / "settings" / f"{environment}.toml").read_text()
+            assert set(re.findall(r"/bronze_files/(\w+)", text)) == set(volumes)
+
+    def test_what_a_settings_file_asks_of_it_are_its_outputs(self) -> None:
+        outputs = {name: body for o in parsed(TERRAFORM / "azure" / "outputs.tf")["output"] for name, body in o.items()}
+        for environment in ENVIRONMENTS:
+            text = (DEPLOY / "settings" / f"{environment}.toml").read_text()
+            named = {
+                name for line in re.findall(r"Terraform's outputs? ([^.\n]+)\.", text) for name in line.split(" and ")
+            }
+            assert {"BRONZE_SQL_WAREHOUSE", "staging_volume"} < named <= set(outputs)
+            assert {"pooled_jobs_policy_id", "jobs_policy_id"} & named
+        made = {
+            module.name: {name for output in parsed(module / "outputs.tf")["output"] for name in output}
+            for module in (TERRAFORM / "modules").iterdir()
+        }
+        for body in outputs.values():
+            if found := re.match(r"\$\{module\.(\w+)\.(\w+)\}", body["value"]):
+                assert found[2] in made[found[1]]
 
     def test_what_holds_data_or_keys_is_not_destroyed_by_a_plan(self) -> None:
         holding = {
@@ -191,6 +226,18 @@ class TestTerraform:
         assert '"autotermination_minutes" = { type = "range"' in text
         assert '"SPOT_WITH_FALLBACK_AZURE"' in (TERRAFORM / "azure" / "main.tf").read_text()
         assert ALL_RESOURCES["compute", "databricks_sql_endpoint", "this"]["auto_stop_mins"] == 10
+
+    def test_the_pool_has_machines_for_all_runs_at_once(self) -> None:
+        variables = {
+            name: body
+            for variable in parsed(TERRAFORM / "modules" / "compute" / "variables.tf")["variable"]
+            for name, body in variable.items()
+        }
+        runs = yaml.safe_load((DEPLOY / "dagster" / "dagster.yaml").read_text())["concurrency"]["runs"]
+        # And one for maintenance. A pool that is full refuses clusters.
+        assert variables["concurrent_jobs"]["default"] == runs["max_concurrent_runs"] + 1
+        most = ALL_RESOURCES["compute", "databricks_instance_pool", "jobs"]["max_capacity"]
+        assert most == "${var.concurrent_jobs * (var.max_workers + 1)}"
 
 
 SECRET_NAME = re.compile(
@@ -285,14 +332,14 @@ class TestBundle:
         for task in job["tasks"]:
             assert (DEPLOY / "bundle" / "resources" / task["spark_python_task"]["python_file"]).is_file()
 
-    def test_tables_are_compacted_and_keep_what_30_days_need(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_tables_are_compacted_and_keep_what_they_promise(self, capsys: pytest.CaptureFixture[str]) -> None:
         sql = FakeSql("bz_orders", "bz_odd`name")
         assert maintenance().main(sql, ["--catalog", "dev", "--schema", "it's"]) == 0
         assert sql.statements == [
             "OPTIMIZE `dev`.`it's`.`bz_orders`",
-            "VACUUM `dev`.`it's`.`bz_orders` RETAIN 720 HOURS",
+            "VACUUM `dev`.`it's`.`bz_orders`",
             "OPTIMIZE `dev`.`it's`.`bz_odd``name`",
-            "VACUUM `dev`.`it's`.`bz_odd``name` RETAIN 720 HOURS",
+            "VACUUM `dev`.`it's`.`bz_odd``name`",
         ]
         assert "`dev`.information_schema.tables WHERE table_schema = 'it\\'s'" in sql.question
 
@@ -302,10 +349,17 @@ class TestBundle:
         assert maintenance().main(sql, ["--catalog", "dev", "--schema", "s"]) == 0
         assert [statement.split(".")[-1].split("`")[1] for statement in sql.statements] == ["bz_customers"] * 2
 
+    def test_control_tables_are_maintained_and_heartbeats_are_not_disturbed(self) -> None:
+        names = sorted(control.name for control in access.CONTROLS if control.readers)
+        sql = FakeSql(*names)
+        assert maintenance().main(sql, ["--catalog", "dev", "--schema", "s"]) == 0
+        done = {(words[0], words[1].split("`")[5]) for words in map(str.split, sql.statements)}
+        assert done == {(verb, name) for verb in ("OPTIMIZE", "VACUUM") for name in names} - {("OPTIMIZE", LEASES)}
+
     def test_a_table_that_fails_stops_no_other_and_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
         sql = FakeSql("bz_a", "bz_b", failing="VACUUM `dev`.`s`.`bz_a`")
         assert maintenance().main(sql, ["--catalog", "dev", "--schema", "s"]) == 1
-        assert "VACUUM `dev`.`s`.`bz_b` RETAIN 720 HOURS" in sql.statements
+        assert "VACUUM `dev`.`s`.`bz_b`" in sql.statements
         told = capsys.readouterr()
         assert told.err == "Failed: bz_a.\n"
         assert "bz_a: RuntimeError: [DELTA_CONCURRENT_WRITE] somebody else wrote\n" in told.out
@@ -319,6 +373,36 @@ def check_schema(name: str, *paths: Path) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", name, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def interpolated(given: dict[str, str]) -> dict[str, Any]:
+    """compose.yaml with its variables filled in, as compose does it; raises KeyError for one that must be set."""
+    given = {"BRONZE_ENV": "dev", "DAGSTER_POSTGRES_PASSWORD": "unused", **given}
+
+    def value(found: re.Match[str]) -> str:
+        name, operator, rest = found.groups()
+        own = given.get(name, "")
+        match operator:
+            case ":?" if not own:
+                raise KeyError(f"{name}: {rest}")
+            case ":-":
+                return own or rest
+            case ":+":
+                return rest if own else ""
+        return own
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: filled(item) for key, item in part.items()}
+        if isinstance(part, list):
+            return [filled(item) for item in part]
+        # The outer ones first: of those within, the ones that are left are asked for.
+        while isinstance(part, str) and "${" in part:
+            part = VARIABLE.sub(value, part)
+        return part
+
+    found: dict[str, Any] = filled(compose())
+    return found
 
 
 class TestCompose:
@@ -335,8 +419,8 @@ class TestCompose:
         text = (DEPLOY / "dagster" / "compose.yaml").read_text()
         example = (DEPLOY / "dagster" / "settings.env.example").read_text()
         required = set(re.findall(r"\$\{(\w+):\?", text)) - {"BRONZE_ENV"}
-        assert required == {"DAGSTER_POSTGRES_PASSWORD", "BRONZE_SOURCE_URL_FILE", "BRONZE_MASTER_KEY_FILE"}
-        for name in required:
+        assert required == {"DAGSTER_POSTGRES_PASSWORD"}
+        for name in required | {"BRONZE_SETTINGS_FILE", "BRONZE_SOURCE_URL_FILE", "BRONZE_MASTER_KEY_FILE"}:
             assert f"\n{name}=\n" in example
 
     def test_the_code_servers_settings_are_ones_that_there_are(self) -> None:
@@ -344,6 +428,56 @@ class TestCompose:
         known = set(re.findall(r"BRONZE_[A-Z_]+", (CHECKOUT / "bronze_assets" / "settings.py").read_text()))
         assert given <= known | {"BRONZE_CODE_HOST"}
         assert {"BRONZE_ENV", "BRONZE_SOURCE_URL", "BRONZE_MASTER_KEY"} <= given
+
+    def test_nothing_that_is_required_stands_in_a_default(self) -> None:
+        """Compose wants it also where the default is not used (compose-go 2.6.0, tried)."""
+        assert not re.search(r"\$\{\w+:?[-+][^}]*:?\?", (DEPLOY / "dagster" / "compose.yaml").read_text())
+
+    def test_without_a_settings_file_both_secrets_are_used(self) -> None:
+        given = interpolated({"BRONZE_SOURCE_URL_FILE": "/s/url", "BRONZE_MASTER_KEY_FILE": "/s/key"})
+        variables = given["services"]["code"]["environment"]
+        assert variables["BRONZE_SETTINGS"] == ""
+        assert variables["BRONZE_SOURCE_URL"] == "file:/run/secrets/source_url"
+        assert variables["BRONZE_MASTER_KEY"] == "file:/run/secrets/master_key"
+        assert {name: secret["file"] for name, secret in given["secrets"].items()} == {
+            "source_url": "/s/url",
+            "master_key": "/s/key",
+        }
+        assert given["configs"]["settings"]["file"] == "/dev/null"
+        settings = Settings.from_environment(variables)
+        assert (settings.settings_file, settings.databricks, settings.capture) == (None, None, CaptureMode.OFF)
+        vault = interpolated({"BRONZE_MASTER_KEY": "azure-keyvault://vault/key", "BRONZE_MASTER_KEY_FILE": "/s/key"})
+        assert vault["services"]["code"]["environment"]["BRONZE_MASTER_KEY"] == "azure-keyvault://vault/key"
+
+    @pytest.mark.parametrize("environment", ENVIRONMENTS)
+    def test_with_a_settings_file_nothing_is_needed_beside_it_and_nothing_overrides_it(
+        self, tmp_path: Path, environment: str
+    ) -> None:
+        text = (DEPLOY / "settings" / f"{environment}.toml").read_text()
+        file = tmp_path / "settings.toml"
+        file.write_text(text.replace("adb-…", "adb-1.2").replace('"…"', '"1127abcdef"').replace("UTC", "Europe/Berlin"))
+        given = interpolated({"BRONZE_ENV": environment, "BRONZE_SETTINGS_FILE": str(file)})
+        (mounted,) = given["services"]["code"]["configs"]
+        assert given["configs"][mounted["source"]]["file"] == str(file)
+        variables = given["services"]["code"]["environment"]
+        assert variables["BRONZE_SETTINGS"] == mounted["target"]
+        # A mount must be of something.
+        assert {secret["file"] for secret in given["secrets"].values()} == {"/dev/null"}
+        here = {"BRONZE_HOME": str(tmp_path), "BRONZE_SETTINGS": str(file)}
+        alone = Settings.from_environment({"BRONZE_ENV": environment, **here})
+        assert alone.databricks is not None
+        assert Settings.from_environment(variables | here) == alone
+        mine = {"BRONZE_ENV": environment, "BRONZE_SETTINGS_FILE": str(file), "BRONZE_CATALOG": "mine"}
+        variables = interpolated(mine)["services"]["code"]["environment"]
+        assert Settings.from_environment(variables | here).catalog == "mine"
+
+    def test_who_signs_in_to_databricks_is_told_to_the_code_server_alone(self) -> None:
+        names = {"DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_ID", "DATABRICKS_CLIENT_SECRET"}
+        given = {"BRONZE_SETTINGS_FILE": "/s/dev.toml"} | {name: f"my {name}" for name in names}
+        for name, service in interpolated(given)["services"].items():
+            told = {one for one in names if service.get("environment", {}).get(one) == f"my {one}"}
+            assert told == (names if name == "code" else set())
+        assert "[azure,databricks,deploy,java]" in (DEPLOY / "dagster" / "Dockerfile").read_text()
 
     def test_processes_are_unprivileged_and_watched(self) -> None:
         for name, service in compose()["services"].items():
@@ -502,7 +636,7 @@ class Commands:
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "root"
     (folder / "releases").mkdir(parents=True)
-    (folder / "settings.env").write_text("BRONZE_ENV=dev\n")
+    (folder / "settings.env").write_text("BRONZE_ENV=dev\nBRONZE_SETTINGS_FILE=/etc/bronze/dev.toml\n")
     return folder
 
 
@@ -557,6 +691,31 @@ class TestRelease:
         other = release.pack(tmp_path / "bronze_assets-1.0-py3-none-any.whl", "1.0+aaa", tmp_path / "other")
         with pytest.raises(ReleaseError, match="another release named"):
             release.install(other, root)
+
+    @pytest.mark.parametrize(
+        ("settings", "missing"),
+        [
+            ("", "BRONZE_SOURCE_URL_FILE"),
+            ("# BRONZE_SETTINGS_FILE=/s\nBRONZE_SETTINGS_FILE=''\nBRONZE_MASTER_KEY=x\n", "BRONZE_SOURCE_URL_FILE"),
+            ("BRONZE_SOURCE_URL_FILE=/s/url\n", "BRONZE_MASTER_KEY_FILE or BRONZE_MASTER_KEY"),
+            ("BRONZE_SOURCE_URL_FILE=/s/url\nBRONZE_MASTER_KEY=azure-keyvault://vault/key\n", None),
+            ("BRONZE_SOURCE_URL_FILE=/s/url\nBRONZE_MASTER_KEY_FILE=/s/key\n", None),
+            ("BRONZE_SETTINGS_FILE=/s/dev.toml\n", None),
+        ],
+    )
+    def test_where_the_secrets_are_must_be_told(
+        self, a_release: Path, root: Path, settings: str, missing: str | None
+    ) -> None:
+        name = release.install(a_release, root)
+        (root / "settings.env").write_text(f"BRONZE_ENV=dev\n{settings}")
+        commands = Commands()
+        if missing is None:
+            release.activate(root, name, "dev", commands, ["dagster"])
+            return
+        with pytest.raises(ReleaseError, match=f"has neither BRONZE_SETTINGS_FILE nor {missing}\\."):
+            release.activate(root, name, "dev", commands, ["dagster"])
+        assert commands.ran == []
+        release.activate(root, name, "dev", commands, ["bundle"])
 
     @pytest.mark.parametrize("name", ["../1.0", "", ".1", "a b", "a/b"])
     def test_names_stay_within_the_root(self, root: Path, name: str) -> None:

@@ -163,8 +163,8 @@ def activate(root: Path, name: str, target: str, run: Run, steps: Sequence[str] 
     if verify(place) != name:
         raise ReleaseError(f"{place} holds another release.", "install it again.")
     settings = root / "settings.env"
-    if "dagster" in steps and not settings.is_file():
-        raise ReleaseError(f"{settings} is missing.", "copy dagster/settings.env.example and fill it in.")
+    if "dagster" in steps:
+        _check_settings(settings)
     state = State.read(root)
     state.activating = name
     state.write(root)
@@ -265,6 +265,24 @@ def _commands(step: str, target: str, settings: Path) -> list[list[str]]:
             ["databricks", "bundle", "deploy", "--target", target],
         ],
     }[step]
+
+
+def _check_settings(settings: Path) -> None:
+    """Raise unless it is told where the source and the master key are; what else must be set, compose names."""
+    try:
+        lines = settings.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ReleaseError(f"{settings} is missing.", "copy dagster/settings.env.example and fill it in.") from None
+    told = dict(line.partition("=")[::2] for line in lines if not line.lstrip().startswith("#"))
+    found = {name.strip() for name, value in {**told, **os.environ}.items() if value.strip(" \t'\"")}
+    if "BRONZE_SETTINGS_FILE" in found:
+        return
+    for names in (("BRONZE_SOURCE_URL_FILE",), ("BRONZE_MASTER_KEY_FILE", "BRONZE_MASTER_KEY")):
+        if not found.intersection(names):
+            raise ReleaseError(
+                f"{settings} has neither BRONZE_SETTINGS_FILE nor {' or '.join(names)}.",
+                "set one of them; dagster/settings.env.example says what they are.",
+            )
 
 
 def _run(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ resource "databricks_instance_pool" "jobs" {
   instance_pool_name                    = "bronze-jobs-${var.environment}"
   node_type_id                          = var.node_type
   min_idle_instances                    = 0
-  max_capacity                          = var.max_workers + 1
+  max_capacity                          = var.concurrent_jobs * (var.max_workers + 1)
   idle_instance_autotermination_minutes = 15
   preloaded_spark_versions              = [var.spark_version]
   custom_tags                           = var.tags

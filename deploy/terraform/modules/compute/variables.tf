@@ -24,6 +24,12 @@ variable "max_workers" {
   }
 }
 
+variable "concurrent_jobs" {
+  description = "How many jobs the pool has machines for: as many as Dagster runs at a time, and maintenance."
+  type        = number
+  default     = 4
+}
+
 variable "warehouse_size" {
   description = "Size of the SQL warehouse."
   type        = string

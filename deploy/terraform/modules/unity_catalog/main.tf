@@ -51,6 +51,20 @@ resource "databricks_volume" "files" {
   }
 }
 
+# What Pipes stages: code, and the messages of runs. Apart from files, so that whoever may stage need not read them.
+resource "databricks_volume" "staging" {
+  catalog_name     = databricks_schema.files.catalog_name
+  schema_name      = databricks_schema.files.name
+  name             = "staging"
+  volume_type      = "EXTERNAL"
+  storage_location = "${var.files_url}/${var.catalog}_staging"
+  comment          = "Code and messages of loads that Pipes starts."
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
 resource "databricks_grants" "files_schema" {
   schema = databricks_schema.files.id
 
@@ -62,6 +76,15 @@ resource "databricks_grants" "files_schema" {
 
 resource "databricks_grants" "files_volume" {
   volume = databricks_volume.files.id
+
+  grant {
+    principal  = var.platform
+    privileges = ["READ_VOLUME", "WRITE_VOLUME"]
+  }
+}
+
+resource "databricks_grants" "staging_volume" {
+  volume = databricks_volume.staging.id
 
   grant {
     principal  = var.platform
