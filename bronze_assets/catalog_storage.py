@@ -269,7 +269,8 @@ class CatalogStorage(Storage):
 
     @override
     def purge(self, location: str) -> None:
-        """By VACUUM: private tables keep nothing."""
+        """By VACUUM: private tables keep nothing. Whoever may do that is alone, and puts small files together too."""
+        self._tried(f"optimize {self.identifier(location)}")
         self.vacuum(location, dt.timedelta(0))
 
     @override
@@ -278,7 +279,7 @@ class CatalogStorage(Storage):
 
     @override
     def tidy_private(self, schema: str, location: str) -> None:
-        """Left to the maintenance job of the bundle."""
+        """Left to `purge`: an OPTIMIZE beside others could leave a file that nobody removes."""
 
     @override
     @contextlib.contextmanager

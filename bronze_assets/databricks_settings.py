@@ -435,6 +435,14 @@ class Databricks(_Section):
                 "name a folder of a volume, for example /Volumes/dev_inventory/platform/staging.",
             ),
             (
+                self.launch is Launch.STEP_LAUNCHER
+                and self.cluster is not None
+                and self.cluster.data_security_mode in ("USER_ISOLATION", "DATA_SECURITY_MODE_STANDARD"),
+                "cluster.data_security_mode",
+                "is a mode in which a cluster sees no /dbfs, over which launch = step_launcher brings its code",
+                "use SINGLE_USER, or launch = pipes.",
+            ),
+            (
                 self.start_timeout_seconds > self.run_timeout_seconds,
                 "start_timeout_seconds",
                 f"is more than run_timeout_seconds = {self.run_timeout_seconds}",

@@ -69,12 +69,10 @@ def look_at_tables(workspace: Workspace, catalog: str, tables: Sequence[BronzeTa
     quoted = access.quoted(catalog)
     make = f"let Terraform make it (docs/deploy.md), or run: CREATE CATALOG {quoted};"
     findings = [_look_at(workspace, _Object("CATALOG", (catalog,), _OF_CATALOG), make)]
-    # Asked once, and only where a schema is missing.
-    may_create = functools.cache(lambda: _may_create_schemas(workspace, catalog))
     for schema in access.schemas(tables):
         wanted = _Object("SCHEMA", (catalog, schema), _OF_TABLES)
         make = f"let the catalog's owner run: CREATE SCHEMA {access.quoted(*wanted.path)};"
-        findings.append(_look_at(workspace, wanted, make, may_create))
+        findings.append(_look_at(workspace, wanted, make))
     return findings
 
 
@@ -129,14 +127,11 @@ def _location_of(workspace: Workspace, key: str, url: str) -> _Object | Finding:
     return _Object("EXTERNAL LOCATION", (above[max(above, key=len)],), _OF_LOCATION)
 
 
-def _look_at(
-    workspace: Workspace, wanted: _Object, make: str, may_create: Callable[[], bool] = lambda: False
-) -> Finding:
+def _look_at(workspace: Workspace, wanted: _Object, make: str) -> Finding:
     """Whether the object is there, and what is not granted on it.
 
     Args:
         make: what to do where there is none.
-        may_create: whether the first load can make it.
     """
     name, there = access.quoted(*wanted.path), "is there"
     try:
@@ -144,8 +139,6 @@ def _look_at(
         held, whole = ({_ALL}, True) if workspace.is_me(owner) else _held(workspace, wanted)
     except Refused as refused:
         if refused.kind is Kind.MISSING:
-            if may_create():
-                return Finding(wanted.of, f"{name} is not there yet: the first load can make it.")
             return Finding(wanted.of, f"{name} is not there.", make)
         if refused.kind is not Kind.DENIED:
             return refused.finding(wanted.of, f"{wanted.of} {name}", missing=make, denied=make)
@@ -161,17 +154,6 @@ def _look_at(
         f"{name} {there}; {workspace.name} lacks {', '.join(missing)}{doubt}.",
         f"let its owner run: {' '.join(f'{grant.statement};' for grant in grants)}",
     )
-
-
-def _may_create_schemas(workspace: Workspace, catalog: str) -> bool:
-    wanted = _Object("CATALOG", (catalog,), ("USE CATALOG", "CREATE SCHEMA"))
-    try:
-        if workspace.is_me(asked(lambda: wanted.owner(workspace.client))):
-            return True
-        held, _ = _held(workspace, wanted)
-    except Refused:
-        return False
-    return _ALL in held or held >= set(wanted.needs)
 
 
 def _held(workspace: Workspace, wanted: _Object) -> tuple[set[str], bool]:

@@ -393,6 +393,11 @@ def _require_reachable_by_clusters(environ: Mapping[str, str], catalog: str | No
             f"{given} is a folder of this machine, which no cluster can read.",
             f"set {key} in the settings file to a folder of a volume (/Volumes/…) or of an object store (abfss://…).",
         )
+    if environ.get("BRONZE_CAPTURE") == CaptureMode.BUILTIN and landing.startswith("/Volumes/"):
+        raise SettingsError(
+            "capture = builtin writes into the landing zone from this machine, which has no volume.",
+            "set landing to a folder of an object store (abfss://…), or capture to off or external.",
+        )
 
 
 def _host(text: str | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import io
 import json
 import shutil
 import signal
@@ -89,11 +90,13 @@ class Loaded:
 
     Attributes:
         url: of the source.
+        staged: name → contents of what lay on DBFS meanwhile.
         done: Dagster's command line.
     """
 
     dev: Environment
     url: str
+    staged: dict[str, set[bytes]]
     done: subprocess.CompletedProcess[str]
 
 
@@ -105,8 +108,31 @@ def loaded(spark: SparkSession, server: Server, sample_template: str) -> Iterato
     url = server.make_database(sample_template)
     with environment(spark, url) as dev:
         dev.databricks = PRICES
-        yield Loaded(dev, url, dev.materialise(*NAMES, partition=today()))
+        with copied(dev.workspace.dbfs) as staged:
+            done = dev.materialise(*NAMES, partition=today())
+        yield Loaded(dev, url, staged, done)
     server.drop_database(url)
+
+
+@contextlib.contextmanager
+def copied(folder: Path) -> Iterator[dict[str, set[bytes]]]:
+    """What lies in a folder for a while, before it is removed."""
+    found: dict[str, set[bytes]] = {}
+    over = threading.Event()
+
+    def copy() -> None:
+        while not over.wait(0.2):
+            for path in folder.rglob("*"):
+                with contextlib.suppress(OSError):
+                    found.setdefault(path.name, set()).add(path.read_bytes())
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
 
 
 def table_path(dev: Environment, name: str) -> Path:
@@ -182,11 +208,10 @@ class TestTablesLoadedThroughTheStepLauncher:
 
     def test_no_secret_is_staged_and_only_the_package_is_shipped(self, loaded: Loaded) -> None:
         workspace = loaded.dev.workspace
-        staged = [path for path in workspace.dbfs.rglob("*") if path.is_file()]
-        assert {path.name for path in staged} >= {"code.zip", "config.pkl", "step_run_ref.pkl"}
+        assert loaded.staged.keys() >= {"code.zip", "config.pkl", "step_run_ref.pkl", "databricks_step_main.py"}
         keys = json.loads(workspace.secrets[SCOPE]["master-key"])["versions"].values()
         for word in [loaded.url, *keys, workspace.token]:
-            assert not [path.name for path in staged if word.encode() in path.read_bytes()]
+            assert not [name for name, found in loaded.staged.items() if any(word.encode() in one for one in found)]
             assert word not in loaded.done.stdout + loaded.done.stderr
         package = Path(shipping.__file__).parent
         expected = {
@@ -194,10 +219,11 @@ class TestTablesLoadedThroughTheStepLauncher:
             for path in package.rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-        for path in staged:
-            if path.name == "code.zip":
-                with zipfile.ZipFile(path) as zipped:
-                    assert set(zipped.namelist()) == expected
+        # The largest is whole; others were read while they were written.
+        with zipfile.ZipFile(io.BytesIO(max(loaded.staged["code.zip"], key=len))) as zipped:
+            assert set(zipped.namelist()) == expected
+        # Nothing of it is left behind.
+        assert not [path for path in workspace.dbfs.rglob("*") if path.is_file()]
 
     def test_they_are_row_for_row_those_of_a_local_load(
         self, loaded: Loaded, tmp_path: Path, jars: Path, spark: SparkSession

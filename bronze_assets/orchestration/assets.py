@@ -16,6 +16,7 @@ from pydantic import Field
 from bronze_assets import audit, quality
 from bronze_assets.audit import AUDIT_LOG, LoadRecord
 from bronze_assets.errors import BronzeError, DeclarationError, LoadRefused, SchemaMismatch
+from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.checks import check_results, check_specs, failed_checks, schema_mismatch
 from bronze_assets.orchestration.freshness import freshness_policy
 from bronze_assets.orchestration.resources import Loader
@@ -392,6 +393,8 @@ def _definition_metadata(table: BronzeTable, settings: Settings) -> dict[str, An
 
 
 def _location(schema: str, name: str, settings: Settings) -> dict[str, Any]:
+    if settings.on_cluster or settings.databricks is not None:
+        return {"dagster/table_name": open_lake(settings).location(schema, name)}
     return {
         "dagster/table_name": f"{schema}.{name}",
         "dagster/uri": (settings.lake / schema / name).as_uri(),

@@ -7,6 +7,7 @@ instance on the cluster stays there.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,10 @@ class LaunchedSteps(dg.StepLauncher):
             except Exception as error:
                 failure = watch.failure(error)
         if failure is None:
+            # What was staged is of no use any more; of a step that failed, it tells what happened.
+            with contextlib.suppress(Exception):
+                folder = f"{self._launcher.staging_prefix}/{run.run_id}/{step_context.step.key}"
+                client.dbfs.delete(folder, recursive=True)
             return
         # Outside of the handler: what the SDK says in words would be kept as the cause.
         if failure.retryable and (again := retry_request(step_context.previous_attempt_count)):
