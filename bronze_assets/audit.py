@@ -65,6 +65,7 @@ class LoadRecord:
             write, to the end of the load; over the rows of files. None without any.
         backlog_files, backlog_seconds: files that still wait after the load, and for how long the oldest has; in all
             partitions. None without any.
+        waiting_partitions: of those files, but for what waits for a person.
         stuck_files, stuck: loaded files that could not be moved out of the landing zone, and why the first could not.
         bytes_day_ago: the table's size at its last load at least a day before; None if there was none.
     """
@@ -105,6 +106,7 @@ class LoadRecord:
     latency_p50: float | None = None
     latency_p95: float | None = None
     latency_max: float | None = None
+    waiting_partitions: tuple[str, ...] = ()
     has_files: bool = False
     backlog_files: int = 0
     backlog_seconds: float | None = None
@@ -151,7 +153,7 @@ class LoadRecord:
         data["rules"] = {
             name: RuleCount(count["broken"], tuple(count["examples"])) for name, count in data["rules"].items()
         }
-        for name in ("new_columns", "unclassified"):
+        for name in ("new_columns", "unclassified", "waiting_partitions"):
             data[name] = tuple(data.get(name, ()))
         # A lake outlives versions of this class.
         known = {field.name for field in fields(cls)}

@@ -33,10 +33,10 @@ from bronze_assets.storage import (
     Described,
     Storage,
     TableSize,
+    busy,
     not_vacuumed,
     retention_of,
     spark_literal,
-    unwritable,
 )
 
 _LOAD_MARK = re.compile(r"\d{4}-\d\d-\d\d\S*/\d+ [0-9a-f]{32}")
@@ -58,7 +58,6 @@ class CatalogStorage(Storage):
         self._catalog = catalog
         self._session = session
         self._lease_seconds = lease_seconds
-        self._holds = threading.local()
 
     @override
     def location(self, schema: str, name: str) -> str:
@@ -228,6 +227,18 @@ class CatalogStorage(Storage):
             return self._session().sql(f"{table} {in_spark(query)}").toArrow()
 
     @override
+    def among(
+        self, location: str, on: str, values: pa.Array, columns: Sequence[str], version: int | None = None
+    ) -> pa.Table | None:
+        if not self.exists(location):
+            return None
+        # By a join: the texts of statements are kept.
+        with _told(location):
+            wanted = self._session().createDataFrame(pa.table({on: values})).distinct()
+            rows = self.frame(self._session(), location, version).join(wanted, on, "left_semi")
+            return rows.select(*columns).toArrow()
+
+    @override
     def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:
         if version is None:
             return session.table(self.identifier(location))
@@ -285,16 +296,19 @@ class CatalogStorage(Storage):
     @contextlib.contextmanager
     def held(self, schema: str, *, alone: bool) -> Iterator[None]:
         """By rows in the schema's table of leases, against those on any machine."""
-        holds: Counter[str] = self._holds.__dict__.setdefault("of", Counter())
-        if holds[schema]:
+        place, holds = f"{self._catalog}.{schema}", _thread.holds
+        if holds[place]:
+            if alone:
+                # It would wait for itself.
+                raise busy(schema)
             yield
             return
         with (alone_in if alone else beside)(self, schema, self._lease_seconds):
-            holds[schema] += 1
+            holds[place] += 1
             try:
                 yield
             finally:
-                holds[schema] -= 1
+                holds[place] -= 1
 
     def _appending(self, rows: pa.Table) -> DataFrameWriter:
         # One file: they are few.
@@ -306,6 +320,16 @@ class CatalogStorage(Storage):
             return self._session().sql(statement)
         except SPARK_ERRORS:
             return None
+
+
+class _Thread(threading.local):
+    """How often this thread holds the private tables of each schema."""
+
+    def __init__(self) -> None:
+        self.holds: Counter[str] = Counter()
+
+
+_thread = _Thread()
 
 
 def in_spark(query: str) -> str:
@@ -328,7 +352,7 @@ def _told(location: str) -> Iterator[None]:
         raise LakeError(
             f"{location} cannot be read ({_kind(error)}).",
             "see that it is there and that who runs this may use it: `python -m bronze_assets doctor`.",
-        ) from error
+        ) from None
 
 
 @contextlib.contextmanager
@@ -337,8 +361,11 @@ def _written(location: str) -> Iterator[None]:
         yield
     except SPARK_ERRORS as error:
         if OVERTAKEN.search(str(error)[:2000]):
-            raise Conflict(location) from error
-        raise unwritable(location, error) from error
+            raise Conflict(location) from None
+        raise LakeError(
+            f"{location} cannot be written ({_kind(error)}).",
+            "see what who runs this may do: `python -m bronze_assets doctor`.",
+        ) from None
 
 
 def _kind(error: Exception) -> str:

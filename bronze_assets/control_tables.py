@@ -141,7 +141,12 @@ class ControlTables:
             self.storage.create(place, arrow_schema, {})
             self.storage.merge(place, data, ("update", "insert"), on=on, value=row[on], where=when)
 
-        retried(commit)
+        try:
+            retried(commit)
+        except Conflict:
+            raise StaleBase(
+                "other processes kept changing it; nothing was written.", "try again.", table=f"{schema}.{name}"
+            ) from None
         self.storage.tidy(place, compact=False)
         (found,) = self.rows(schema, name, where=f"{on} = {sql_literal(row[on])}")
         return found

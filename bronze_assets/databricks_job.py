@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bronze_assets.databricks_settings import Cluster, Prices, estimate
 from bronze_assets.errors import SettingsError
 from bronze_assets.settings import Settings
+from bronze_assets.spark_errors import SPARK_ERRORS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -50,16 +51,17 @@ def new_cluster(cluster: Cluster, workspace: str) -> dict[str, Any]:
     if cluster.autoscale is not None:
         told["autoscale"] = {"min_workers": cluster.autoscale.min, "max_workers": cluster.autoscale.max}
     if cluster.spot:
-        attributes = cloud_attributes(workspace)
-        told[attributes] = dict(_SPOT[attributes])
+        told |= spot_attributes(workspace)
     return {name: value for name, value in told.items() if value is not None}
 
 
-def cloud_attributes(workspace: str) -> str:
-    """The key for what only one cloud has, by the workspace's address."""
+def spot_attributes(workspace: str) -> dict[str, Any]:
+    """What puts workers on spot instances in the cloud of a workspace, which its address tells."""
     if ".azuredatabricks." in workspace:
-        return "azure_attributes"
-    return "gcp_attributes" if ".gcp.databricks.com" in workspace else "aws_attributes"
+        key = "azure_attributes"
+    else:
+        key = "gcp_attributes" if ".gcp.databricks.com" in workspace else "aws_attributes"
+    return {key: dict(_SPOT[key])}
 
 
 def cost_facts(conf: Callable[[str], str | None], prices: Prices | None, seconds: float) -> dict[str, Any]:
@@ -93,10 +95,19 @@ def bill(settings: Settings, session: Callable[[], SparkSession], record: LoadRe
     Args:
         session: asked on a cluster only, where there is one.
     """
-    if not settings.on_cluster:
+    # Serverless compute has no nodes that anybody sees.
+    if not settings.on_cluster or settings.serverless:
         return {}
     conf = session().conf
-    facts = cost_facts(lambda name: conf.get(name, None), settings.prices, record.seconds)
+
+    def told(name: str) -> str | None:
+        try:
+            return conf.get(name, None)
+        except SPARK_ERRORS:
+            # The load is committed: no bill may fail it.
+            return None
+
+    facts = cost_facts(told, settings.prices, record.seconds)
     if "databricks/cost" in facts and record.bytes_written:
         facts["databricks/cost_per_gb"] = facts["databricks/cost"] / record.bytes_written * 1e9
     return facts

@@ -390,6 +390,22 @@ class Databricks(_Section):
             examples=['"/Volumes/dev_inventory/platform/staging"'],
         ),
     ] = None
+    scratch: Annotated[
+        Annotated[
+            str,
+            matching(
+                re.compile(r"/[^\s]+"),
+                "is no absolute path",
+                "write for example /Volumes/dev_inventory/bronze_files/staging/scratch.",
+            ),
+        ]
+        | None,
+        Field(
+            description="Folder that driver and executors see, for copies of files while they are loaded: of a volume.",
+            examples=['"/Volumes/dev_inventory/bronze_files/staging/scratch"'],
+            json_schema_extra={"default": "`scratch` in `staging_volume`"},
+        ),
+    ] = None
     libraries: Annotated[
         tuple[str, ...],
         AfterValidator(_exact),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from bronze_assets import shipping
 from bronze_assets.errors import EngineError, SettingsError
 from bronze_assets.processes import kill_after
 
@@ -336,6 +337,7 @@ def start_session(
         session = _session or _active_session() or (None if settings.on_cluster else connect(settings))
         _ours = not settings.on_cluster
         if settings.on_cluster:
+            shipping.check_shipped(settings)
             session = session or SparkSession.builder.getOrCreate()
             for name, value in _SAME_EVERYWHERE.items():
                 session.conf.set(name, value)

@@ -28,13 +28,13 @@ from bronze_assets.batches import Batch
 from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
 from bronze_assets.schema_versions import SchemaVersions
-from bronze_assets.settings import CaptureMode, Discovery
+from bronze_assets.settings import CLUSTER_HOME, CaptureMode, Discovery
 from bronze_assets.snapshot_load import is_past
 from bronze_assets.sources.autoloader import AUTO_LOADER, FILE_STREAM, discover
 from bronze_assets.sources.files import UNKNOWN, ClaimedFiles, UnreadableFiles
 from bronze_assets.sources.inspection import Inspected, inspect
 from bronze_assets.sources.landing import LandedFile
-from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
+from bronze_assets.sources.ledger import MAX_ATTEMPTS, FileEvent, FileState, Ledger
 from bronze_assets.sources.postgres_types import spark_type
 from bronze_assets.sources.scope import FileScope
 from bronze_assets.spark_errors import SPARK_ERRORS
@@ -235,14 +235,22 @@ class FileLoad:
         waiting = self._ledger.outstanding(self._bench.zone.files(self._feed))
         oldest = min((file.modified for file in waiting), default=None)
         stuck_files, stuck = self._stuck
+        today = current_partition(self._table.cadence, self._bench.moment())
+        hopeful = [] if self._schema.proposed() else [file for file in waiting if not self._given_up(file)]
         return replace(
             record,
             has_files=True,
             backlog_files=len(waiting),
+            waiting_partitions=tuple(sorted({self._ledger.partition_of(file, today) for file in hopeful})),
             backlog_seconds=None if oldest is None else (self._bench.clock() - oldest).total_seconds(),
             stuck_files=stuck_files,
             stuck=stuck,
         )
+
+    def _given_up(self, file: LandedFile) -> bool:
+        """Whether it has failed so often that only a person loads it again."""
+        state = self._ledger.files.get(file.path)
+        return state is not None and state.event is FileEvent.FAILED and state.attempt >= MAX_ATTEMPTS
 
     def _outstanding(self) -> list[LandedFile]:
         zone, partition = self._bench.zone, self._attempt.partition
@@ -590,6 +598,12 @@ class FileLoad:
         return self._bench.lake.exists(self._table.schema, self._table.name)
 
     def _staging(self, batch_id: str) -> Path:
+        if self._bench.settings.home == CLUSTER_HOME:
+            raise LoadRefused(
+                "driver and executors share no folder for copies of its files.",
+                "set databricks.staging_volume or databricks.scratch in the settings file to a folder of a volume.",
+                table=self._table.name,
+            )
         return self._bench.settings.home / "staging" / self._table.name / batch_id.replace("/", "-")
 
 
@@ -600,7 +614,7 @@ def _of_files(paths: Sequence[str]) -> str:
 
 def _damaged(error: Exception, files: Sequence[Inspected], claimed: ClaimedFiles) -> list[Inspected]:
     """The file that Spark names when it cannot read one."""
-    named = re.search(r"\[FAILED_READ_FILE[^\]]*\][^\n]*? file:/*(/[^\n]*?)\.\s", str(error)[:100_000])
+    named = re.search(r"\[FAILED_READ_FILE[^\]]*\][^\n]*? (?:file|dbfs):/*(/[^\n]*?)\.\s", str(error)[:100_000])
     path = unquote(named[1]) if named else None
     return [one for one in files if claimed.place(one) == path]
 

@@ -50,6 +50,7 @@ _RESCUED_COLUMN = f"`{RESCUED}` string comment '{_RESCUED_COMMENT}'"
 _INCOMING = "bronze_assets_incoming"
 _MARK = "spark.databricks.delta.commitInfo.userMetadata"
 _RECENT = 20
+_SINCE_A_BATCH = 1000
 _REASON = T.StructType([T.StructField(name, T.StringType()) for name in ("rule", "column", "expected", "found")])
 QUARANTINE = T.StructType(
     [
@@ -134,8 +135,9 @@ class Lakehouse(PrivateTables):
         place = self.location(schema, name)
         if not self.storage.exists(place):
             return None
-        commit = self._marked(place, lambda mark: mark.split(" ")[0] == batch_id, -1)
-        return None if commit is None else commit.version
+        # A batch that is not done is not old: the next load settles it.
+        commits = self.storage.history(place, _SINCE_A_BATCH)
+        return next((one.version for one in commits if one.mark.split(" ")[0] == batch_id), None)
 
     def append(
         self,

@@ -7,6 +7,7 @@ heartbeat has stood still. A process that was only paused is fenced off at its c
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import socket
 import threading
@@ -21,8 +22,10 @@ import pyarrow as pa
 
 from bronze_assets import storage as stored
 from bronze_assets.control_tables import ControlTables, retried
-from bronze_assets.errors import TableBusy
-from bronze_assets.storage import Storage, sql_literal
+from bronze_assets.errors import BronzeError, TableBusy
+from bronze_assets.storage import Conflict, Storage, sql_literal
+
+logger = logging.getLogger(__name__)
 
 LEASES = "bz_leases"
 _PRIVATE = "private tables"
@@ -93,7 +96,13 @@ def alone(storage: Storage, schema: str, seconds: float) -> Iterator[None]:
         others.wait()
         holder = mine.put()
     with mine.beating(seconds):
-        while not all(others.gone(row) for row in _rows(lake, schema, f"table_name like '{_PRIVATE}/%'")):
+        while True:
+            there = _rows(lake, schema, f"table_name like '{_PRIVATE}/%'")
+            for row in filter(others.gone, there):
+                # Of one who was killed: nobody else would take it away.
+                _Lease(lake, schema, row["table_name"], "").remove()
+            if all(map(others.gone, there)):
+                break
             others.wait()
         yield
 
@@ -162,8 +171,12 @@ class _Lease:
             count = 0
             while not stop.wait(seconds / 3):
                 count += 1
-                if self.put(beat=count, expected=self.token)["token"] != self.token:
-                    return
+                try:
+                    if self.put(beat=count, expected=self.token)["token"] != self.token:
+                        return
+                except Exception as error:
+                    # The next beat may be heard; whoever takes over meanwhile is fenced off at the commit.
+                    logger.warning("%s: no heartbeat (%s)", self._row["table_name"], type(error).__name__)
 
         thread = threading.Thread(target=beat, name=f"lease-{self._row['table_name']}", daemon=True)
         thread.start()
@@ -172,10 +185,14 @@ class _Lease:
         finally:
             stop.set()
             thread.join()
-            if remove:
-                self.remove()
-            else:
-                self.put(released=True, expected=self.token)
+            try:
+                if remove:
+                    self.remove()
+                else:
+                    self.put(released=True, expected=self.token)
+            except (Conflict, BronzeError) as error:
+                # What was done under it is done; others wait until its silence has lasted.
+                logger.warning("%s: not released (%s)", self._row["table_name"], type(error).__name__)
 
 
 class _Others:

@@ -317,7 +317,7 @@ class Settings:
         return {
             "BRONZE_ENV": self.environment.value,
             "BRONZE_ON_CLUSTER": "1",
-            "BRONZE_HOME": str(CLUSTER_HOME),
+            "BRONZE_HOME": self._home_on_cluster(),
             "BRONZE_SOURCE_URL": self.source_url,
             "BRONZE_MASTER_KEY": self.master_key,
             "BRONZE_LANDING": self.landing,
@@ -335,6 +335,12 @@ class Settings:
             "BRONZE_SERVERLESS": "1" if self.databricks and self.databricks.launch is Launch.SERVERLESS else "",
             "BRONZE_PRICES": self.prices.model_dump_json() if self.prices else "",
         }
+
+    def _home_on_cluster(self) -> str:
+        there = self.databricks
+        if there is None or (there.scratch is None and there.staging_volume is None):
+            return str(CLUSTER_HOME)
+        return there.scratch or f"{there.staging_volume}/scratch"
 
     @property
     def embedded(self) -> bool:

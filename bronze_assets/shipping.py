@@ -18,6 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from bronze_assets.databricks_settings import Launch
 from bronze_assets.errors import SettingsError
 from bronze_assets.settings import Settings
 
@@ -70,25 +71,28 @@ def libraries(settings: Settings) -> list[str]:
     """What is to be installed on a cluster, `<name>==<version of this host>`, and the settings' own requirements."""
     own = list(settings.databricks.libraries) if settings.databricks else []
     named = {canonicalize_name(Requirement(one).name) for one in own}
-    return [*(f"{name}=={version}" for name, version in versions().items() if name not in named), *own]
+    return [*(f"{name}=={version}" for name, version in versions(settings).items() if name not in named), *own]
 
 
-def versions() -> dict[str, str]:
-    """The packages that this one needs on a cluster, with their versions here."""
+def versions(settings: Settings) -> dict[str, str]:
+    """The packages that this one needs where the settings run it, with their versions here."""
     needed = [Requirement(text) for text in importlib.metadata.requires(_DISTRIBUTION) or ()]
-    names = {
+    names: set[str] = {
         canonicalize_name(one.name)
         for one in needed
         if one.marker is None or one.marker.evaluate({"extra": _EXTRA}) or one.marker.evaluate({"extra": ""})
     }
-    # The launcher imports it on the cluster too.
-    names.add(canonicalize_name("dagster-pyspark"))
+    if settings.databricks is not None and settings.databricks.launch is not Launch.STEP_LAUNCHER:
+        # Dagster stays at home. Its packages for Databricks would bring PySpark, which serverless compute must not get.
+        names = {name for name in names if not name.startswith("dagster")} | {"dagster-pipes"}
+    else:
+        names.add("dagster-pyspark")
     return {name: importlib.metadata.version(name) for name in sorted(names - _NOT_SHIPPED)}
 
 
-def manifest() -> str:
+def manifest(settings: Settings) -> str:
     """What `check_shipped` compares with, as text."""
-    return json.dumps({"code": code_digest(), "versions": versions()}, sort_keys=True)
+    return json.dumps({"code": code_digest(), "versions": versions(settings)}, sort_keys=True)
 
 
 def check_shipped(settings: Settings) -> None:

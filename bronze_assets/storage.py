@@ -215,6 +215,17 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def among(
+        self, location: str, on: str, values: pa.Array, columns: Sequence[str], version: int | None = None
+    ) -> pa.Table | None:
+        """Columns of the rows with one of some values, which enter nothing that is kept; None if the table is missing.
+
+        Args:
+            on: the column.
+            values: texts.
+        """
+
+    @abstractmethod
     def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:
         """The table, at a version if one is given."""
 
@@ -432,6 +443,15 @@ class FolderStorage(Storage):
         # Not `to_pyarrow_table`: its threads abort the interpreter at exit in five of eight tries (deltalake 1.6.6).
         reader = QueryBuilder().register("t", DeltaTable(location, version=version)).execute(query)
         return pa.table(reader.read_all())
+
+    @override
+    def among(
+        self, location: str, on: str, values: pa.Array, columns: Sequence[str], version: int | None = None
+    ) -> pa.Table | None:
+        # Asked within this process.
+        named = ", ".join(map(sql_literal, values.to_pylist()))
+        where = f"{on} in ({named})" if named else "false"
+        return self.query(location, f"select {', '.join(columns)} from t where {where}", version=version)
 
     @override
     def frame(self, session: SparkSession, location: str, version: int | None = None) -> DataFrame:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from psycopg2 import sql
 
-from bronze_assets import engine
+from bronze_assets import engine, shipping
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import generate, postgres
 from bronze_assets.settings import Settings
@@ -126,7 +126,8 @@ def in_catalog(settings: Settings, spark: SparkSession) -> Iterator[Settings]:
     for schema in schemas:
         spark.sql(f"create schema spark_catalog.{schema} location '{settings.lake / schema}'")
     try:
-        yield dataclasses.replace(settings, on_cluster=True, catalog="spark_catalog")
+        shipped = shipping.manifest(settings)
+        yield dataclasses.replace(settings, on_cluster=True, catalog="spark_catalog", shipped=shipped)
     finally:
         for schema in schemas:
             spark.sql(f"drop schema spark_catalog.{schema} cascade")

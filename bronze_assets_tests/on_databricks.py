@@ -60,7 +60,8 @@ class Environment:
         self.home.mkdir(parents=True, exist_ok=True)
         landing = self.workspace.volumes / CATALOG / "platform" / "files"
         (landing / "landing").mkdir(parents=True, exist_ok=True)
-        section = [f'host = "{self.workspace.url}"', "poll_seconds = 0.5", *self.databricks]
+        section = [f'host = "{self.workspace.url}"', "poll_seconds = 0.5", f'scratch = "{self.home / "scratch"}"']
+        section += self.databricks
         lines = [
             'environment = "dev"',
             f'catalog = "{CATALOG}"',

@@ -34,6 +34,9 @@ from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence, Pii
 from bronze_assets.workbench import Options, Run
 
+WAITING = "waiting_partitions"
+"""Metadata of a materialisation: the partitions in which files waited when the load had ended."""
+
 EventOrResult = (
     dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckResult | dg.Output[None]
 )
@@ -141,6 +144,7 @@ def record_metadata(record: LoadRecord) -> dict[str, Any]:
         "latency_max_seconds": record.latency_max,
         "backlog_files": record.backlog_files if record.has_files else None,
         "backlog_seconds": record.backlog_seconds,
+        WAITING: list(record.waiting_partitions) or None,
         "stuck_files": record.stuck_files if record.has_files else None,
         "stuck": record.stuck,
         "table_bytes": record.table_bytes,
@@ -210,7 +214,9 @@ def _materialise(
                 yield dg.AssetMaterialization(key, partition=done, metadata=about[done])
             if isinstance(error, SchemaMismatch):
                 yield schema_mismatch(key, partition, error)
-            raise as_dagster_wants(error, partition, context.retry_number) from error
+            # Dagster keeps causes, and another's words may quote a person's values.
+            private = table.has_personal_data and not isinstance(error, BronzeError)
+            raise as_dagster_wants(error, partition, context.retry_number) from None if private else error
         if record.dry_run:
             yield _observation(key, table, partition, record)
             continue

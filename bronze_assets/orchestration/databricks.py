@@ -74,7 +74,7 @@ def launcher_config(settings: Settings, run_id: str) -> dict[str, Any]:
             "timeout_seconds": there.run_timeout_seconds,
         },
         "permissions": {},
-        "env_variables": settings.remote_environment() | {"BRONZE_SHIPPED": shipping.manifest()},
+        "env_variables": settings.remote_environment() | {"BRONZE_SHIPPED": shipping.manifest(settings)},
         "secrets_to_env_variables": [],
         "local_dagster_job_package_path": str(shipping.clean_copy(settings)),
         "staging_prefix": there.staging_prefix,
@@ -87,11 +87,11 @@ def launcher_config(settings: Settings, run_id: str) -> dict[str, Any]:
 
 
 def _cluster(there: Databricks, workspace: str) -> dict[str, Any]:
-    """The cluster in the launcher's words."""
+    """The cluster in the launcher's words; the watch puts it on spot instances."""
     assert there.cluster is not None
     if there.cluster.existing_cluster_id is not None:
         return {"existing": there.cluster.existing_cluster_id}
-    told = databricks_job.new_cluster(there.cluster, workspace)
+    told = databricks_job.new_cluster(there.cluster.model_copy(update={"spot": False}), workspace)
     pools: dict[str, Any] = {
         name: told.pop(name) for name in ("instance_pool_id", "driver_instance_pool_id") if name in told
     }
@@ -113,6 +113,8 @@ def _real_launcher(settings: Settings, run_id: str) -> DatabricksPySparkStepLaun
         warnings.simplefilter("ignore", dg.SupersessionWarning)
         context = dg.build_init_resource_context(config=launcher_config(settings, run_id))
         launcher: DatabricksPySparkStepLauncher = databricks_pyspark_step_launcher(context)
+    # What is printed there may quote rows; who may see it finds it on the run's page.
+    launcher.log_compute_logs = lambda *_: None  # type: ignore[method-assign]
     return launcher
 
 
@@ -146,16 +148,17 @@ class LaunchedSteps(dg.StepLauncher):
                     ended = ended or event.event_type in _ENDS
                     yield event
                 if not ended:
-                    failure = watch.skipped()
+                    failure = watch.without_end()
             except dg.DagsterExecutionInterruptedError:
                 raise
             except Exception as error:
                 failure = watch.failure(error)
+            finally:
+                # It names persons where the step is about them, and everybody in the workspace can read it.
+                with contextlib.suppress(Exception):
+                    folder = f"{self._launcher.staging_prefix}/{run.run_id}/{step_context.step.key}"
+                    client.dbfs.delete(folder, recursive=True)
         if failure is None:
-            # What was staged is of no use any more; of a step that failed, it tells what happened.
-            with contextlib.suppress(Exception):
-                folder = f"{self._launcher.staging_prefix}/{run.run_id}/{step_context.step.key}"
-                client.dbfs.delete(folder, recursive=True)
             return
         # Outside of the handler: what the SDK says in words would be kept as the cause.
         if failure.retryable and (again := retry_request(step_context.previous_attempt_count)):

@@ -71,12 +71,13 @@ class PipesLoader:
         Raises:
             BronzeError: of the load, as it was raised there; or the run could not be started, or was lost.
         """
-        messages = self._run(context, table, partitions, run, options)
+        messages, failure = self._run(context, table, partitions, run, options)
         for message in messages:
             if "error" in message:
                 raise raised(message["error"])
             yield record_of(message), message["cost"]
-        raise RemoteFailure(
+        # Also of a run that was lost: what it has told before that has happened.
+        raise failure or RemoteFailure(
             f"the run on Databricks told of {len(messages)} partitions, and {len(partitions)} were asked for.",
             "see the driver's log on its page.",
             table=table.name,
@@ -89,29 +90,32 @@ class PipesLoader:
         partitions: Sequence[str],
         run: Run,
         options: Options,
-    ) -> Sequence[dict[str, Any]]:
+    ) -> tuple[Sequence[dict[str, Any]], BronzeError | None]:
+        """What the run has told, and why it ended badly."""
         there = self._settings.databricks
         assert there is not None
         extras = {
-            "environment": self._settings.remote_environment() | {"BRONZE_SHIPPED": shipping.manifest()},
+            "environment": self._settings.remote_environment() | {"BRONZE_SHIPPED": shipping.manifest(self._settings)},
             "table": table.name,
             "partitions": list(partitions),
             "run": [run.id, run.trigger],
             "options": dataclasses.asdict(options),
         }
-        failure: BronzeError
+        failure: BronzeError | None = None
         client = _client(self._settings)
+        reader = _reader(client, there)
         with Watch(client, self._settings, table.name, lambda page: _tag(context, page)) as watch:
             try:
                 task, arguments = self._task(client, there, f"bronze_assets {self._settings.environment} {run.id}")
-                invocation = _pipes(client, there).run(context=context, extras=extras, task=task, submit_args=arguments)
-                return list(invocation.get_custom_messages())
+                _pipes(client, there, reader).run(context=context, extras=extras, task=task, submit_args=arguments)
             except dg.DagsterExecutionInterruptedError:
                 raise
             except Exception as error:
                 failure = watch.failure(error)
-        # Outside of the handler: what the SDK says in words would be kept as the cause.
-        raise failure
+            if failure is None and watch.cancelled:
+                # The client swallows it (dagster-databricks 0.29), and Dagster would go on to the next table.
+                raise dg.DagsterExecutionInterruptedError
+        return reader.messages, failure
 
     def _task(self, client: WorkspaceClient, there: Databricks, name: str) -> tuple[SubmitTask, dict[str, Any]]:
         """The task, and what else is submitted with it."""
@@ -187,23 +191,36 @@ def _client(settings: Settings) -> WorkspaceClient:
     )
 
 
-def _pipes(client: WorkspaceClient, there: Databricks) -> Any:
-    """The client for this way to run, with all that passes between on the volume."""
-    from dagster_databricks import PipesDatabricksClient
-    from dagster_databricks.pipes import (
-        PipesDatabricksServerlessClient,
-        PipesUnityCatalogVolumesContextInjector,
-        PipesUnityCatalogVolumesMessageReader,
-    )
+def _reader(client: WorkspaceClient, there: Databricks) -> Any:
+    """Reads messages from the volume, and keeps them when the run fails."""
+    from dagster_databricks.pipes import PipesUnityCatalogVolumesMessageReader
 
-    volume = there.staging_volume or ""
-    reader = PipesUnityCatalogVolumesMessageReader(
-        # What is printed there may quote rows.
+    class Reader(PipesUnityCatalogVolumesMessageReader):
+        handler: Any = None
+
+        def read_messages(self, handler: Any) -> Any:
+            self.handler = handler
+            return super().read_messages(handler)
+
+        @property
+        def messages(self) -> Sequence[dict[str, Any]]:
+            return [] if self.handler is None else list(self.handler.get_custom_messages())
+
+    return Reader(
         client=client,
-        volume_path=volume,
+        volume_path=there.staging_volume or "",
         interval=there.poll_seconds,
+        # What is printed there may quote rows.
         include_stdio_in_messages=False,
     )
+
+
+def _pipes(client: WorkspaceClient, there: Databricks, reader: Any) -> Any:
+    """The client for this way to run, with all that passes between on the volume."""
+    from dagster_databricks import PipesDatabricksClient
+    from dagster_databricks.pipes import PipesDatabricksServerlessClient, PipesUnityCatalogVolumesContextInjector
+
+    volume = there.staging_volume or ""
     if there.launch is Launch.SERVERLESS:
         return PipesDatabricksServerlessClient(
             client=client, volume_path=volume, message_reader=reader, poll_interval_seconds=there.poll_seconds

@@ -10,7 +10,6 @@ from typing import Any
 import dagster as dg
 
 from bronze_assets import load as walk
-from bronze_assets import shipping
 from bronze_assets.audit import LoadRecord
 from bronze_assets.databricks_job import bill
 from bronze_assets.orchestration.pipes import pipes_loader, runs_pipes
@@ -74,8 +73,6 @@ def loader_resource(settings: Settings) -> dg.ResourceDefinition:
 
     @dg.resource(description="One Spark session and one source snapshot for all tables of a run.")
     def loader(_: dg.InitResourceContext) -> Iterator[Loader]:
-        if settings.on_cluster:
-            shipping.check_shipped(settings)
         with Workbench.open(settings, say=LOGGER.info) as bench:
             yield Loader(bench)
 

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from bronze_assets.orchestration.assets import WAITING, asset_key
 from bronze_assets.orchestration.jobs import LoadJob
 from bronze_assets.orchestration.runs import SOURCE_TAG, TRIGGER_TAG, UNFINISHED
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import Cadence
 from bronze_assets.workbench import current_partition
 
+MOST_PARTITIONS = 5
+"""Other partitions that one tick asks for."""
 CRON: Mapping[Cadence, str] = {
     # Where their changes are not captured, streaming tables are compared with a snapshot often enough to stay fresh.
     Cadence.STREAMING: "*/15 * * * *",
@@ -25,8 +28,8 @@ def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False)
     """The schedule of a job: running where the environment is local, stopped elsewhere.
 
     Args:
-        looks_for_files: every five minutes, in the place of a sensor; in the first hour of a day, files of the day
-            before are looked for too.
+        looks_for_files: every five minutes, in the place of a sensor; where the last load of a table has seen files of
+            other partitions, these are asked for too.
     """
     cron = "*/5 * * * *" if looks_for_files else CRON[job.cadence]
 
@@ -55,9 +58,22 @@ def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False)
         for run in context.instance.get_runs(filters=filters, limit=1):
             return dg.SkipReason(f"Run {run.run_id} of {job.name} has not ended.")
         wanted = [asked]
-        if looks_for_files and now.hour == 0 and now.date() > settings.start_date:
-            wanted.append(current_partition(job.cadence, now - dt.timedelta(days=1)))
+        if looks_for_files:
+            first = settings.start_date.isoformat()
+            wanted += [one for one in _waiting(job, context.instance) if first <= one < asked][:MOST_PARTITIONS]
         tags = {SOURCE_TAG: job.tables[0].source_system, TRIGGER_TAG: "schedule"}
         return [dg.RunRequest(partition_key=partition, tags=tags) for partition in wanted]
 
     return tick
+
+
+def _waiting(job: LoadJob, instance: dg.DagsterInstance) -> list[str]:
+    """The partitions in which files waited when the tables were last loaded, latest first."""
+    found: set[str] = set()
+    for table in job.tables:
+        event = instance.get_latest_materialization_event(asset_key(table))
+        last = event.asset_materialization if event is not None else None
+        told = last.metadata.get(WAITING) if last is not None else None
+        if told is not None and isinstance(told.value, list):
+            found |= {str(one) for one in told.value}
+    return sorted(found, reverse=True)

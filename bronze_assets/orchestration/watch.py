@@ -9,17 +9,18 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bronze_assets import databricks_job
 from bronze_assets.errors import BronzeError, RemoteFailure, RemoteLost
 from bronze_assets.settings import Settings
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service._internal import Wait
-    from databricks.sdk.service.jobs import Run
+    from databricks.sdk.service.jobs import Run, SubmitTask
 
 _WAITING = ("PENDING", "QUEUED", "BLOCKED", "WAITING_FOR_RETRY")
-# What Databricks says when a machine was lost, and not when the work failed.
-_LOST = re.compile(r"driver|spot|preempt|node.*lost|unreachable|INTERNAL_ERROR", re.IGNORECASE)
+# Termination codes of the Jobs API for what another try may not meet again.
+_LOST = frozenset({"CLOUD_FAILURE", "CLUSTER_ERROR", "DRIVER_ERROR", "INTERNAL_ERROR"})
 # What the SDK raises when the workspace does not answer as it should, after its own tries.
 _NO_ANSWER = frozenset({"InternalError", "TemporarilyUnavailable", "TimeoutError", "ConnectionError"})
 
@@ -44,17 +45,21 @@ class Watch:
         self.url: str | None = None
 
     def __enter__(self) -> Watch:
-        submit = self._client.jobs.submit
+        submit = self._submit = self._client.jobs.submit
 
         def submitted(*args: Any, **kwargs: Any) -> Wait[Run]:
             # The SDK asks again when an answer is lost: that shall not be a second run.
             kwargs["idempotency_token"] = uuid.uuid4().hex
+            for task in kwargs["tasks"]:
+                self._put_on_spot(task)
             waiter = submit(*args, **kwargs)
             self._run_id = waiter.bind()["run_id"]
+            self._guard.start()
+            # The run is there: what fails from here on must not hide it from who waits for it.
             with contextlib.suppress(Exception):
                 self.url = self._client.jobs.get_run(self._run_id).run_page_url
-            self._started(self.url or str(self._run_id))
-            self._guard.start()
+            with contextlib.suppress(Exception):
+                self._started(self.url or str(self._run_id))
             return waiter
 
         self._client.jobs.submit = submitted  # type: ignore[method-assign]
@@ -64,8 +69,16 @@ class Watch:
         self._ended.set()
         if self._guard.is_alive():
             self._guard.join()
-        # The method of the class is seen again.
-        del self._client.jobs.submit
+        self._client.jobs.submit = self._submit  # type: ignore[method-assign]
+
+    def _put_on_spot(self, task: SubmitTask) -> None:
+        """Here, since the launcher's schema does not know spot with fallback on Azure (dagster-databricks 0.29)."""
+        from databricks.sdk.service.compute import ClusterSpec
+
+        there = self._settings.databricks
+        if task.new_cluster is not None and there is not None and there.cluster is not None and there.cluster.spot:
+            attributes = databricks_job.spot_attributes(databricks_job.host(self._settings))
+            task.new_cluster = ClusterSpec.from_dict(task.new_cluster.as_dict() | attributes)
 
     def _end_unless_started(self) -> None:
         """Cancel the run if it still waits for its cluster when its time has passed."""
@@ -80,13 +93,39 @@ class Watch:
                 self._never_started = True
                 self._client.jobs.cancel_run(self._run_id)
 
-    def skipped(self) -> BronzeError:
-        """What is said of a run that ended well for the launcher and in which the step never ran."""
+    def without_end(self) -> BronzeError:
+        """What is said of a run that ended well for the launcher, but whose step has told of no end."""
+        run = self._told_run()
+        if run is not None and run.state is not None and getattr(run.state.life_cycle_state, "value", "") == "SKIPPED":
+            return RemoteFailure(
+                f"Databricks has skipped run {self._run_id}, and nothing was loaded.",
+                "look at its page for the reason, for example too many runs at once, and start it again.",
+                table=self._name,
+            )
         return RemoteFailure(
-            f"Databricks has skipped run {self._run_id}, and nothing was loaded.",
-            "look at its page for the reason, for example too many runs at once, and start it again.",
+            f"Databricks run {self._run_id} has ended without telling how its step did.",
+            "look at its page. The next load finishes or takes back what this one had begun.",
             table=self._name,
         )
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has cancelled the run, other than this watch."""
+        run = self._told_run()
+        result = getattr(run.state.result_state, "value", "") if run is not None and run.state is not None else ""
+        return result == "CANCELED" and not self._never_started
+
+    def _ended_as(self) -> str:
+        """The termination code of the run; empty where there is none."""
+        run = self._told_run()
+        details = run.status.termination_details if run is not None and run.status is not None else None
+        return details.code.value if details is not None and details.code is not None else ""
+
+    def _told_run(self) -> Run | None:
+        if self._run_id is not None:
+            with contextlib.suppress(Exception):
+                return self._client.jobs.get_run(self._run_id)
+        return None
 
     def failure(self, error: Exception) -> BronzeError:
         """What went wrong, in our words; what the SDK and Databricks say in theirs may quote."""
@@ -111,13 +150,13 @@ class Watch:
                 " is missing.",
                 table=name,
             )
+        lost = RemoteLost if kind in _NO_ANSWER or self._ended_as() in _LOST else RemoteFailure
         if run is None:
-            return RemoteFailure(
+            return lost(
                 f"nothing could be started on {host} ({kind}).",
                 "`python -m bronze_assets doctor` finds what is missing.",
                 table=name,
             )
-        lost = RemoteLost if _LOST.search(str(error)) or kind in _NO_ANSWER else RemoteFailure
         return lost(
             f"Databricks run {run} has failed ({_reason(error)}).{page}",
             "see the driver's log on its page. The next load finishes or takes back what this one had begun.",

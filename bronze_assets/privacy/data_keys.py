@@ -25,7 +25,7 @@ from bronze_assets.access import SUBJECT_KEYS
 from bronze_assets.errors import KeyRefused
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.keys import KEY_BYTES, VERSION_BYTES, KeyRing
-from bronze_assets.storage import Change, sql_literal
+from bronze_assets.storage import Change
 
 ROOT: Final = "*"
 _SCHEMA = pa.schema([("subject", pa.string()), ("wrapped", pa.binary()), ("created", pa.timestamp("us", tz="UTC"))])
@@ -228,8 +228,11 @@ class DataKeys:
         if len(subjects) > _MOST_NAMED:
             found = self._all(("subject", *columns), version)
             return found.filter(pc.is_in(found["subject"], subjects)).select(list(columns))
-        named = ", ".join(sql_literal(subject) for subject in subjects.to_pylist())
-        return self._all(columns, version, f"subject in ({named})" if named else "false")
+        columns = tuple(dict.fromkeys(columns))
+        place = self._lake.location(self._schema, SUBJECT_KEYS)
+        found = self._lake.storage.among(place, "subject", subjects, columns, version)
+        wanted = pa.schema([_SCHEMA.field(name) for name in columns])
+        return wanted.empty_table() if found is None else found.cast(wanted)
 
     def _all(self, columns: Sequence[str], version: int | None = None, where: str = "true") -> pa.Table:
         columns = tuple(dict.fromkeys(columns))

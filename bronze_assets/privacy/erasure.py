@@ -278,8 +278,9 @@ class _Erasure:
         if not self._lake.exists(schema, TOKEN_VAULT):
             return 0
         subjects = pa.table({"subject": pa.array(self._subjects, pa.string())})
-        names = ", ".join(map(sql_literal, self._subjects))
-        held = self._lake.rows(schema, TOKEN_VAULT, ["count(*) as n"], f"subject in ({names})")[0]["n"]
+        place = self._lake.location(schema, TOKEN_VAULT)
+        found = self._lake.storage.among(place, "subject", subjects["subject"].combine_chunks(), ["token"])
+        held = 0 if found is None else found.num_rows
         with self._lake.held(schema, alone=True):
             if held:
                 self._lake.change_private(schema, TOKEN_VAULT, VAULT, lambda _: subjects, on="subject", change="delete")

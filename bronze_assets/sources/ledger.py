@@ -227,7 +227,8 @@ class Ledger:
             LEDGER,
             pa.table([columns[name] for name in _SCHEMA.names], schema=_SCHEMA),
             writer=f"{self._table.name}/seen" if seen else self._table.name,
-            number=(self._version or 0) + 1 if seen else last,
+            # Of the first event: all who decided on one state have the same number, however many files they claim.
+            number=(self._version or 0) + 1 if seen else first,
             base=self._version,
             partition_by="table_name",
         )
