@@ -238,7 +238,11 @@ def test_with_databricks_a_schedule_looks_for_files_and_no_sensor_does(home: Pat
     today = dt.datetime.now(dt.UTC).date()
     sensors, day = BY_NAME["bz_sensor_data"], today - dt.timedelta(days=3)
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        context = dg.build_schedule_context(instance, scheduled_execution_time=dt.datetime.now(dt.UTC))
+        context = dg.build_schedule_context(
+            instance,
+            scheduled_execution_time=dt.datetime.now(dt.UTC),
+            repository_def=defs.get_repository_def(),
+        )
         tick = defs.resolve_schedule_def("load_manufacturing_bronze_files_schedule").evaluate_tick
 
         def asked() -> list[str | None]:

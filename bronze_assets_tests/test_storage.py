@@ -6,6 +6,8 @@ are never asked for, and the same SQL.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +22,12 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
 from bronze_assets import storage
+from bronze_assets.catalog import TABLES
 from bronze_assets.catalog_storage import CatalogStorage, in_spark
 from bronze_assets.control_tables import ControlTables
 from bronze_assets.errors import LakeError, StaleBase, TableBusy
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.storage import Conflict, FolderStorage, Storage, sql_literal
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64()), ("at", pa.timestamp("us", tz="UTC"))])
@@ -103,6 +107,27 @@ def test_who_decided_on_a_state_that_is_past_appends_nothing(tables: Storage, sc
         append(3, first, 2)
     append(4, first, 1, writer="other")
     assert sorted(one["number"] for one in lake.rows(schema, "fenced")) == [1, 2, 4]
+
+
+def test_of_two_loads_that_claim_at_once_one_is_refused_however_many_files_they_claim(
+    tables: Storage, schema: str
+) -> None:
+    table = dataclasses.replace(next(one for one in TABLES if one.files is not None), schema=schema)
+    now = dt.datetime(2026, 11, 27, 12, tzinfo=dt.UTC)
+    lake = Lakehouse(tables)
+
+    def states(*names: str) -> list[FileState]:
+        return [FileState(name, FileEvent.SEEN, 1, now, "2026-11-27") for name in names]
+
+    Ledger(lake, table, lambda: now).record(states("first"), FileEvent.LOADED)
+    one, other = Ledger(lake, table, lambda: now), Ledger(lake, table, lambda: now)
+
+    one.record(states("a", "b"), FileEvent.CLAIMED, batch_id="1")
+    with pytest.raises(StaleBase):
+        other.record(states("a", "b", "c", "d", "e"), FileEvent.CLAIMED, batch_id="2")
+
+    claimed = Ledger(lake, table, lambda: now).files
+    assert {state.path: state.batch_id for state in claimed.values()} == {"first": None, "a": "1", "b": "1"}
 
 
 def test_columns_of_another_release_join(tables: Storage, schema: str) -> None:
