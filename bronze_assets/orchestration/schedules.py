@@ -62,7 +62,8 @@ def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False)
             first = settings.start_date.isoformat()
             wanted += [one for one in _waiting(job, context.instance) if first <= one < asked][:MOST_PARTITIONS]
         tags = {SOURCE_TAG: job.tables[0].source_system, TRIGGER_TAG: "schedule"}
-        return [dg.RunRequest(partition_key=partition, tags=tags) for partition in wanted]
+        moment = f"{context.scheduled_execution_time:%FT%T%z}"
+        return [dg.RunRequest(f"{moment} {partition}", partition_key=partition, tags=tags) for partition in wanted]
 
     return tick
 
