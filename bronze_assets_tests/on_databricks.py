@@ -106,13 +106,8 @@ class Environment:
         self, *tables: str, partition: str, partition_range: bool = False, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Dagster's own command line, in a process of its own, on a partition or a range `first...last`."""
-        keys = [f"{table.schema}/{table.name}" for table in TABLES if table.name in tables]
-        assert len(keys) == len(tables)
-        option = "--partition-range" if partition_range else "--partition"
-        command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
-        command += ["--select", ",".join(f"key:{key}" for key in keys), option, partition]
         return subprocess.run(
-            command,
+            _command(tables, "--partition-range" if partition_range else "--partition", partition),
             env=self.variables,
             cwd=self.home,
             capture_output=True,
@@ -121,10 +116,27 @@ class Environment:
             check=False,
         )
 
+    def started(self, *tables: str, partition: str) -> subprocess.Popen[bytes]:
+        """The same, not waited for; what it says is lost."""
+        return subprocess.Popen(
+            _command(tables, "--partition", partition),
+            env=self.variables,
+            cwd=self.home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     def instance(self) -> dg.DagsterInstance:
         """The host's Dagster instance."""
         self.write_settings()
         return dg.DagsterInstance.from_config(str(self.home / "dagster"))
+
+
+def _command(tables: Sequence[str], option: str, partition: str) -> list[str]:
+    keys = [f"{table.schema}/{table.name}" for table in TABLES if table.name in tables]
+    assert len(keys) == len(tables)
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
+    return [*command, "--select", ",".join(f"key:{key}" for key in keys), option, partition]
 
 
 def secret_values(source_url: str) -> Mapping[str, Mapping[str, str]]:

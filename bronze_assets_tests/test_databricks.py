@@ -13,7 +13,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -335,11 +334,7 @@ class TestFaults:
             # The load's read of the source waits for this.
             blocker.autocommit = False
             cursor.execute("lock table tests.warehouses in access exclusive mode")
-            command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
-            command += ["--select", f"key:{SCHEMA}/bz_warehouses", "--partition", today()]
-            with subprocess.Popen(
-                command, env=dev.variables, cwd=dev.home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            ) as host:
+            with dev.started("bz_warehouses", partition=today()) as host:
                 _after(lambda: (table_path(dev, "bz_leases") / "_delta_log").exists())
                 host.send_signal(signal.SIGINT)
                 host.wait(60)
@@ -458,6 +453,23 @@ class TestThroughPipes:
             assert run_of(instance).tags["bronze/databricks_run"].startswith(workspace.url)
         assert (told["read"], told["loaded"], told["quarantined"]) == (3, 2, 1)
         assert ("databricks/cluster" in told) is (launch == "pipes")
+
+    def test_who_cancels_ends_the_run_there_and_starts_no_other(
+        self, without_dbfs: Environment, workspace: FakeWorkspace
+    ) -> None:
+        dev = without_dbfs
+        workspace.faults.append(Fault("POST", r".*/jobs/runs/submit", run="never_starts"))
+
+        with dev.started("bz_sensor_data", "bz_equipment_logs", partition=today()) as host:
+            _after(lambda: workspace.runs)
+            time.sleep(1)
+            host.send_signal(signal.SIGINT)
+            host.wait(60)
+
+        (run,) = workspace.runs
+        assert run.state[1] == "CANCELED"
+        with dev.instance() as instance:
+            assert run_of(instance).status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
     def test_a_database_is_read_on_a_cluster_only(
         self, without_dbfs: Environment, workspace: FakeWorkspace, launch: str, sample_url: str
