@@ -28,7 +28,7 @@ from bronze_assets.batches import BatchLog
 from bronze_assets.catalog.inventory import TABLES
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.orchestration.assets import asset_key, assets
-from bronze_assets.orchestration.resources import Loader
+from bronze_assets.orchestration.resources import STEP_LAUNCHER, Loader
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench
@@ -64,7 +64,7 @@ def materialise(
         assets(bench.settings, [table]),
         selection=[asset_key(table)],
         partition_key=partition,
-        resources={"loader": Loader(bench)},
+        resources={"loader": Loader(bench), STEP_LAUNCHER: None},
         instance=instance,
         raise_on_error=False,
     )

@@ -31,7 +31,7 @@ from bronze_assets.errors import (
 )
 from bronze_assets.orchestration import assets as assets_module
 from bronze_assets.orchestration import runs as runs_module
-from bronze_assets.orchestration.resources import Loader
+from bronze_assets.orchestration.resources import STEP_LAUNCHER, Loader
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence
 from bronze_assets.workbench import Options, Run, Workbench, current_partition
@@ -153,7 +153,7 @@ def materialise(
         assets_module.assets(settings, tables),
         selection=dg.AssetSelection.assets(*(assets_module.asset_key(table) for table in tables)),
         instance=instance,
-        resources={"loader": loader},
+        resources={"loader": loader, STEP_LAUNCHER: None},
         partition_key=partition,
         tags=tags,
         run_config={"ops": {f"{t.schema}__{t.name}": {"config": config} for t in tables}} if config else None,
@@ -388,6 +388,7 @@ class TestOnePartition:
             latency_max=3.5,
             backlog_files=4,
             backlog_seconds=7.5,
+            waiting_partitions=("2026-03-01",),
             stuck_files=1,
             stuck="'a.json' cannot be moved",
         )
@@ -588,7 +589,7 @@ class TestFailures:
             [*assets_module.assets(settings, [ORDERS]), silver],
             instance=instance,
             partition_key=TODAY,
-            resources={"loader": loader},
+            resources={"loader": loader, STEP_LAUNCHER: None},
             raise_on_error=False,
         )
         assert [event.step_key for event in result.get_step_failure_events()] == ["inventory_bronze__bz_orders"]
