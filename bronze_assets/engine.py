@@ -70,6 +70,9 @@ appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
 # Else the gateway resets the root level to WARN and says so.
 logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
 logger.gateway.level = error
+# A merge that was overtaken is tried again; what cannot be done reaches us as an exception.
+logger.merge.name = org.apache.spark.sql.delta.commands.MergeIntoCommand
+logger.merge.level = off
 """
 
 
