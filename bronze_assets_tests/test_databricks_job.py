@@ -76,7 +76,8 @@ def submitted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     config = launcher_config(settings, "run-1")
     # Its own schema is the judge.
     monkeypatch.setenv("DATABRICKS_TOKEN", "dapi-of-the-test")
-    launcher: Any = databricks_pyspark_step_launcher(dg.build_init_resource_context(config=config))
+    with dg.build_init_resource_context(config=config) as context:
+        launcher: Any = databricks_pyspark_step_launcher(context)
     runner: DatabricksJobRunner = launcher.databricks_runner
     asked: dict[str, Any] = {}
 
@@ -218,7 +219,8 @@ def test_cost_is_told_where_a_price_is_known() -> None:
 
 def test_steps_run_in_this_process_unless_the_settings_say_otherwise(home: Path) -> None:
     def made(settings: Settings) -> object:
-        return step_launcher(settings)(dg.build_init_resource_context())
+        with dg.build_init_resource_context() as context:
+            return step_launcher(settings)(context)
 
     local = settings_for(home)
     there = settings_of(home)

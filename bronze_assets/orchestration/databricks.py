@@ -111,8 +111,9 @@ def _real_launcher(settings: Settings, run_id: str) -> DatabricksPySparkStepLaun
     with warnings.catch_warnings():
         # Step launchers are superseded by Pipes in Dagster, which says so at each use; docs/adr/0023.
         warnings.simplefilter("ignore", dg.SupersessionWarning)
-        context = dg.build_init_resource_context(config=launcher_config(settings, run_id))
-        launcher: DatabricksPySparkStepLauncher = databricks_pyspark_step_launcher(context)
+        # Left to the garbage collector, its ephemeral instance would end when another is at work.
+        with dg.build_init_resource_context(config=launcher_config(settings, run_id)) as context:
+            launcher: DatabricksPySparkStepLauncher = databricks_pyspark_step_launcher(context)
     # What is printed there may quote rows; who may see it finds it on the run's page.
     launcher.log_compute_logs = lambda *_: None  # type: ignore[method-assign]
     return launcher
