@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
-import threading
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -35,8 +33,10 @@ from bronze_assets.storage import (
     TableSize,
     busy,
     not_vacuumed,
+    path_identifier,
     retention_of,
     spark_literal,
+    this_thread,
 )
 
 _LOAD_MARK = re.compile(r"\d{4}-\d\d-\d\d\S*/\d+ [0-9a-f]{32}")
@@ -67,7 +67,7 @@ class CatalogStorage(Storage):
     def identifier(self, location: str) -> str:
         # Of somebody else's tables, by path.
         if "/" in location:
-            return "delta.`" + location.replace("`", "``") + "`"
+            return path_identifier(location)
         return ".".join(f"`{part.replace('`', '``')}`" for part in location.split("."))
 
     @override
@@ -296,7 +296,7 @@ class CatalogStorage(Storage):
     @contextlib.contextmanager
     def held(self, schema: str, *, alone: bool) -> Iterator[None]:
         """By rows in the schema's table of leases, against those on any machine."""
-        place, holds = f"{self._catalog}.{schema}", _thread.holds
+        place, holds = f"{self._catalog}.{schema}", this_thread.holds
         if holds[place]:
             if alone:
                 # It would wait for itself.
@@ -320,16 +320,6 @@ class CatalogStorage(Storage):
             return self._session().sql(statement)
         except SPARK_ERRORS:
             return None
-
-
-class _Thread(threading.local):
-    """How often this thread holds the private tables of each schema."""
-
-    def __init__(self) -> None:
-        self.holds: Counter[str] = Counter()
-
-
-_thread = _Thread()
 
 
 def in_spark(query: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from bronze_assets.access import Role
 from bronze_assets.findings import Finding
+from bronze_assets.sql_warehouse import error_reason
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
@@ -77,14 +78,9 @@ def asked(ask: Callable[[], T]) -> T:
     try:
         return ask()
     except Exception as error:
-        refused = Refused(_kind(error), _reason(error))
+        refused = Refused(_kind(error), error_reason(error))
     # Outside of the handler: a context would be kept with the error.
     raise refused
-
-
-def _reason(error: Exception) -> str:
-    code = getattr(error, "error_code", None)
-    return type(error).__name__ + (f", {code}" if isinstance(code, str) and code.isidentifier() else "")
 
 
 def _kind(error: Exception) -> Kind:

@@ -276,7 +276,7 @@ def ensure_jars(settings: Settings, say: Say) -> list[Path]:
 
 SMALL_BYTES = 4 * 2**20
 """Input up to which compiling code for a query takes longer than interpreting it."""
-_INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 
 
 @contextlib.contextmanager
@@ -292,7 +292,7 @@ def sized(session: SparkSession, size: int) -> Iterator[None]:
     from bronze_assets.spark_errors import SPARK_ERRORS
 
     before: dict[str, str | None] = {}
-    for name, value in _INTERPRETED.items():
+    for name, value in INTERPRETED.items():
         old = session.conf.get(name, None)
         # Serverless compute has an engine of its own and lets nobody set this.
         with contextlib.suppress(*SPARK_ERRORS):

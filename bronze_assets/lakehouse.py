@@ -28,7 +28,7 @@ from bronze_assets import engine
 from bronze_assets.arrow_schema import arrow_schema
 from bronze_assets.catalog_storage import CatalogStorage
 from bronze_assets.errors import StaleBase
-from bronze_assets.private_tables import PrivateTables
+from bronze_assets.private_tables import INCOMING, PrivateTables, merge
 from bronze_assets.settings import Settings
 from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.storage import OVERTAKEN, Commit, Described, FolderStorage, TableSize, spark_literal, sql_literal
@@ -47,7 +47,6 @@ _LOAD_DATE_OF = "cast(load_timestamp as date)"
 _LOAD_DATE_COMMENT = "Day of loading."
 _RESCUED_COMMENT = "Values of columns that the table does not have, as JSON."
 _RESCUED_COLUMN = f"`{RESCUED}` string comment '{_RESCUED_COMMENT}'"
-_INCOMING = "bronze_assets_incoming"
 _MARK = "spark.databricks.delta.commitInfo.userMetadata"
 _RECENT = 20
 _SINCE_A_BATCH = 1000
@@ -231,7 +230,7 @@ class Lakehouse(PrivateTables):
             _merge(
                 rows,
                 batch_id,
-                f"merge into {name} as q using {_INCOMING} as n on q.row_key <=> n.row_key"
+                f"merge into {name} as q using {INCOMING} as n on q.row_key <=> n.row_key"
                 " and q.row_hash = n.row_hash and q.rule_set = n.rule_set and q.file_name <=> n.file_name"
                 " and (n.file_name is null or q.source_position <=> n.source_position)"
                 " when matched then update set q.last_seen = n.last_seen, q.last_batch_id = n.last_batch_id,"
@@ -273,7 +272,7 @@ class Lakehouse(PrivateTables):
         return _merge(
             fates,
             f"{mark} {uuid.uuid4().hex}",
-            f"merge into {name} as q using {_INCOMING} as n on q.row_hash = n.row_hash"
+            f"merge into {name} as q using {INCOMING} as n on q.row_hash = n.row_hash"
             + "".join(f" and q.{name} <=> n.{name}" for name in QUARANTINE_IDENTITY if name != "row_hash")
             + f" and coalesce(q.state, '{OPEN}') = '{OPEN}'"
             f" when matched and n.fate = '{FOLDED}' then delete"
@@ -416,7 +415,7 @@ class Lakehouse(PrivateTables):
         return _merge(
             session.createDataFrame([(key,) for key in keys], "key string").distinct(),
             f"{mark} {uuid.uuid4().hex}",
-            f"merge into {self.storage.identifier(location)} as t using {_INCOMING} as n on {on} {action}",
+            f"merge into {self.storage.identifier(location)} as t using {INCOMING} as n on {on} {action}",
         )
 
     def _marked(self, location: str, wanted: Callable[[str], bool], after: int) -> Commit | None:
@@ -458,24 +457,15 @@ class Lakehouse(PrivateTables):
 
 
 def _merge(rows: DataFrame, mark: str, statement: str) -> int:
-    """Merge rows, which the statement calls `_INCOMING`, in one commit.
-
-    Args:
-        mark: its `userMetadata`; serverless compute lets nobody set it.
-
-    Returns:
-        How many rows were changed.
-    """
-    session = rows.sparkSession
-    rows.createOrReplaceTempView(_INCOMING)
+    """`merge` in a commit with that `userMetadata`, which serverless compute lets nobody set."""
+    conf = rows.sparkSession.conf
     try:
         with contextlib.suppress(AnalysisException):
-            session.conf.set(_MARK, mark)
-        return int(session.sql(statement).collect()[0]["num_affected_rows"])
+            conf.set(_MARK, mark)
+        return merge(rows, statement)
     finally:
-        session.catalog.dropTempView(_INCOMING)
         with contextlib.suppress(AnalysisException):
-            session.conf.unset(_MARK)
+            conf.unset(_MARK)
 
 
 def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = None) -> Lakehouse:
@@ -484,7 +474,7 @@ def open_lake(settings: Settings, session: Callable[[], SparkSession] | None = N
     Args:
         session: gives the Spark session, where there is one already.
     """
-    if settings.on_cluster or settings.databricks is not None:
+    if settings.in_catalog:
         start = session or functools.partial(engine.start_session, settings)
         # `[databricks]` and a process on a cluster have one.
         return Lakehouse(CatalogStorage(settings.catalog or "", start, settings.lease_seconds))

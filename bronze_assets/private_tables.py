@@ -25,7 +25,8 @@ PRIVATE = {
     "delta.dataSkippingNumIndexedCols": "0",
 }
 """Properties of a table of which nothing that was removed may stay behind."""
-_INCOMING = "bronze_assets_incoming"
+INCOMING = "bronze_assets_incoming"
+"""What the statement of `merge` calls the rows."""
 
 
 class PrivateTables(ControlTables):
@@ -38,14 +39,11 @@ class PrivateTables(ControlTables):
         place = self.location(schema, name)
         self.storage.create(place, arrow_schema(rows.schema), PRIVATE)
         same = " and ".join(f"t.`{column}` = n.`{column}`" for column in on)
-        rows.createOrReplaceTempView(_INCOMING)
-        try:
-            rows.sparkSession.sql(
-                f"merge into {self.storage.identifier(place)} as t using {_INCOMING} as n on {same}"
-                " when not matched then insert *"
-            )
-        finally:
-            rows.sparkSession.catalog.dropTempView(_INCOMING)
+        merge(
+            rows,
+            f"merge into {self.storage.identifier(place)} as t using {INCOMING} as n on {same}"
+            " when not matched then insert *",
+        )
 
     def held(self, schema: str, *, alone: bool = False) -> contextlib.AbstractContextManager[None]:
         """Hold a schema's private tables, with others or alone, against those who want the opposite.
@@ -111,3 +109,13 @@ class PrivateTables(ControlTables):
     def tidy_private(self, schema: str, name: str) -> None:
         """Put a private table's small files together, if there are many and nobody holds it."""
         self.storage.tidy_private(schema, self.location(schema, name))
+
+
+def merge(rows: DataFrame, statement: str) -> int:
+    """Merge rows, which the statement calls `INCOMING`, in one commit; returns how many rows were changed."""
+    session = rows.sparkSession
+    rows.createOrReplaceTempView(INCOMING)
+    try:
+        return int(session.sql(statement).collect()[0]["num_affected_rows"])
+    finally:
+        session.catalog.dropTempView(INCOMING)

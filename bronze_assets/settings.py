@@ -343,6 +343,16 @@ class Settings:
         return there.scratch or f"{there.staging_volume}/scratch"
 
     @property
+    def launch(self) -> Launch | None:
+        """How this process gives its loads to Databricks; None where it loads by itself, as on a cluster."""
+        return None if self.databricks is None or self.on_cluster else self.databricks.launch
+
+    @property
+    def in_catalog(self) -> bool:
+        """Whether the lake is a catalog of Databricks; else it is a folder."""
+        return self.on_cluster or self.databricks is not None
+
+    @property
     def embedded(self) -> bool:
         """Whether the source is the home's own embedded server."""
         return self.source_url == f"file:{self.home / 'postgres' / 'source_url'}"

@@ -39,10 +39,10 @@ def clean_copy(settings: Settings) -> Path:
     _check_path(folder)
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-        for file in _files():
-            target = part / _PACKAGE.name / file.relative_to(_PACKAGE)
+        for name, content in contents():
+            target = part / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            target.write_bytes(content)
         try:
             part.rename(folder)
         except OSError:
@@ -60,9 +60,8 @@ def contents() -> Iterator[tuple[str, bytes]]:
 def code_digest() -> str:
     """What tells this package's code from any other: 16 hex digits over names and contents of its files."""
     digest = hashlib.sha256()
-    for file in _files():
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(_PACKAGE).as_posix()}\n{len(content)}\n".encode())
+    for name, content in contents():
+        digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
 
@@ -78,9 +77,7 @@ def versions(settings: Settings) -> dict[str, str]:
     """The packages that this one needs where the settings run it, with their versions here."""
     needed = [Requirement(text) for text in importlib.metadata.requires(_DISTRIBUTION) or ()]
     names: set[str] = {
-        canonicalize_name(one.name)
-        for one in needed
-        if one.marker is None or one.marker.evaluate({"extra": _EXTRA}) or one.marker.evaluate({"extra": ""})
+        canonicalize_name(one.name) for one in needed if one.marker is None or one.marker.evaluate({"extra": _EXTRA})
     }
     if settings.databricks is not None and settings.databricks.launch is not Launch.STEP_LAUNCHER:
         # Dagster stays at home. Its packages for Databricks would bring PySpark, which serverless compute must not get.

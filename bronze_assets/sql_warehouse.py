@@ -160,8 +160,7 @@ class SqlWarehouse:
         try:
             return ask()
         except Exception as error:
-            code = getattr(error, "error_code", None)
-            reason = type(error).__name__ + (f", {code}" if isinstance(code, str) and code.isidentifier() else "")
+            reason = error_reason(error)
         # Outside of the handler: a context would be kept with the error.
         raise WarehouseError(
             f"The SQL warehouse {self._id} cannot be asked ({reason}).",
@@ -190,6 +189,12 @@ class SqlWarehouse:
             f"The SQL warehouse {self._id} has answered with a result that is not whole or not of a form known here.",
             "run it again; if it stays, update the package databricks-sdk.",
         )
+
+
+def error_reason(error: Exception) -> str:
+    """Type and code of an error of the SDK, without its words."""
+    code = getattr(error, "error_code", None)
+    return type(error).__name__ + (f", {code}" if isinstance(code, str) and code.isidentifier() else "")
 
 
 def _columns(manifest: ResultManifest) -> list[tuple[str, Callable[[str], Any]]]:

@@ -296,7 +296,7 @@ class FolderStorage(Storage):
 
     @override
     def identifier(self, location: str) -> str:
-        return "delta.`" + location.replace("`", "``") + "`"
+        return path_identifier(location)
 
     @override
     def owns(self, location: str) -> bool:
@@ -534,11 +534,11 @@ class FolderStorage(Storage):
     @contextlib.contextmanager
     def held(self, schema: str, *, alone: bool) -> Iterator[None]:
         """Against those on this machine."""
-        folder, until = self.root / schema, time.monotonic() + HOLD_SECONDS
+        place, until = str(self.root / schema), time.monotonic() + HOLD_SECONDS
         with self._lock_file(schema, "turn") as turn, self._lock_file(schema, "held") as held:
             # Who waits to be alone keeps those out who come later, or loads that overlap would never let it in;
             # but nobody who is in already: that one would wait for itself.
-            gate = [] if not alone and _thread.holds[folder] else [turn]
+            gate = [] if not alone and this_thread.holds[place] else [turn]
             for lock in (*gate, held):
                 while not _locked(lock, alone=alone):
                     if time.monotonic() > until:
@@ -546,11 +546,11 @@ class FolderStorage(Storage):
                     time.sleep(0.02)
             if not alone:
                 fcntl.flock(turn, fcntl.LOCK_UN)
-            _thread.holds[folder] += 1
+            this_thread.holds[place] += 1
             try:
                 yield
             finally:
-                _thread.holds[folder] -= 1
+                this_thread.holds[place] -= 1
 
     def _lock_file(self, schema: str, name: str) -> IO[str]:
         folder = self.root / schema
@@ -563,6 +563,11 @@ class FolderStorage(Storage):
                 f"the lake folder {folder} cannot be written ({error.strerror}).",
                 "give the process write access, or free disk space.",
             ) from None
+
+
+def path_identifier(path: str) -> str:
+    """A Delta table's name in Spark SQL, by where it lies."""
+    return "delta.`" + path.replace("`", "``") + "`"
 
 
 def sql_literal(text: object) -> str:
@@ -612,13 +617,13 @@ def not_vacuumed(location: str, kind: str) -> LakeError:
 
 
 class _Thread(threading.local):
-    """How often this thread holds the private tables of each schema, by folder."""
+    """How often this thread holds the private tables of each schema, by folder or name."""
 
     def __init__(self) -> None:
-        self.holds: Counter[Path] = Counter()
+        self.holds: Counter[str] = Counter()
 
 
-_thread = _Thread()
+this_thread = _Thread()
 
 
 def _locked(lock: IO[str], *, alone: bool) -> bool:

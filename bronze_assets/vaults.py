@@ -84,7 +84,7 @@ def key_vault(vault: str, *, meaning: str) -> Iterator[SecretClient]:
         from azure.identity import DefaultAzureCredential
         from azure.keyvault.secrets import SecretClient
     except ImportError:
-        raise _not_installed(meaning, "azure") from None
+        raise not_installed(meaning, "azure") from None
     with (
         DefaultAzureCredential() as credential,
         SecretClient(f"https://{vault}.vault.azure.net", credential) as client,
@@ -106,7 +106,7 @@ def databricks_secret(scope: str, key: str, *, meaning: str, host: str | None = 
     try:
         from databricks.sdk import WorkspaceClient
     except ImportError:
-        raise _not_installed(meaning, "databricks") from None
+        raise not_installed(meaning, "databricks") from None
     client = WorkspaceClient(host=host)
     try:
         # On a cluster this is the runtime's own, which needs no network.
@@ -121,7 +121,12 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}, HTTP {status}" if isinstance(status, int) else type(error).__name__
 
 
-def _not_installed(meaning: str, extra: str) -> SettingsError:
+def not_installed(meaning: str, extra: str) -> SettingsError:
+    """What a person hears whose settings need packages of an extra.
+
+    Args:
+        meaning: the setting.
+    """
     return SettingsError(
         f"{meaning} needs packages that are not installed.",
         f'install the extra `{extra}`: pip install "bronze-assets[{extra}]".',

@@ -24,7 +24,7 @@ from bronze_assets.terminal import run_command, say
 from bronze_assets.workbench import current_partition
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.fake_workspace import FakeWorkspace, gateway_of, serving
-from bronze_assets_tests.on_databricks import CATALOG, INTERPRETED, Environment, secret_values
+from bronze_assets_tests.on_databricks import CATALOG, Environment, secret_values
 
 _SECONDS = 1800
 
@@ -53,7 +53,7 @@ def demo(settings: Settings) -> int:
         for schema in dict.fromkeys(table.schema for table in tables):
             spark.sql(f"create schema {CATALOG}.{schema} location '{place / 'lake' / schema}'")
         with serving(
-            place / "workspace", gateway=gateway_of(spark), spark_conf=INTERPRETED, secrets=secret_values(url)
+            place / "workspace", gateway=gateway_of(spark), spark_conf=engine.INTERPRETED, secrets=secret_values(url)
         ) as workspace:
             dev = Environment(place / "host", place / "lake", workspace)
             say(f"The workspace is at {workspace.url}. Each table is a step there, in a process of its own.")

@@ -228,14 +228,20 @@ def serving(rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> It
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = server.server_address[1]
+    with listening(Handler) as state.port:
+        yield state
+    assert state.odd == []
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server on this machine's loopback; its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield state
+        yield server.server_address[1]
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    assert state.odd == []

@@ -23,9 +23,6 @@ from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace
 
 CATALOG = "spark_catalog"
 SCOPE = "bronze"
-INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
-"""For sessions with little data: compiling takes longer than all else."""
-
 DAGSTER_YAML = """\
 storage:
   sqlite:
@@ -107,7 +104,7 @@ class Environment:
     ) -> subprocess.CompletedProcess[str]:
         """Dagster's own command line, in a process of its own, on a partition or a range `first...last`."""
         return subprocess.run(
-            _command(tables, "--partition-range" if partition_range else "--partition", partition),
+            command(tables, "--partition-range" if partition_range else "--partition", partition),
             env=self.variables,
             cwd=self.home,
             capture_output=True,
@@ -119,7 +116,7 @@ class Environment:
     def started(self, *tables: str, partition: str) -> subprocess.Popen[bytes]:
         """The same, not waited for; what it says is lost."""
         return subprocess.Popen(
-            _command(tables, "--partition", partition),
+            command(tables, "--partition", partition),
             env=self.variables,
             cwd=self.home,
             stdout=subprocess.DEVNULL,
@@ -132,11 +129,12 @@ class Environment:
         return dg.DagsterInstance.from_config(str(self.home / "dagster"))
 
 
-def _command(tables: Sequence[str], option: str, partition: str) -> list[str]:
+def command(tables: Sequence[str], option: str, partition: str) -> list[str]:
+    """Dagster's command line that materialises these bronze tables."""
     keys = [f"{table.schema}/{table.name}" for table in TABLES if table.name in tables]
     assert len(keys) == len(tables)
-    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
-    return [*command, "--select", ",".join(f"key:{key}" for key in keys), option, partition]
+    told = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
+    return [*told, "--select", ",".join(f"key:{key}" for key in keys), option, partition]
 
 
 def secret_values(source_url: str) -> Mapping[str, Mapping[str, str]]:

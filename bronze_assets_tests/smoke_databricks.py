@@ -20,6 +20,7 @@ from bronze_assets.orchestration.assets import asset_key
 from bronze_assets.settings import Settings
 from bronze_assets.terminal import run_command, say
 from bronze_assets.workbench import current_partition
+from bronze_assets_tests.on_databricks import command
 
 _SECONDS = 7200
 
@@ -41,9 +42,12 @@ def smoke(settings: Settings) -> int:
         dg.DagsterInstance.local_temp(folder) as instance,
     ):
         say(f"Loading partition {partition} of {name} in {settings.databricks_host}; a cluster may have to start.")
-        command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "bronze_assets.definitions"]
-        command += ["--select", f"key:{table.schema}/{name}", "--partition", partition]
-        done = subprocess.run(command, env=os.environ | {"DAGSTER_HOME": folder}, timeout=_SECONDS, check=False)
+        done = subprocess.run(
+            command([name], "--partition", partition),
+            env=os.environ | {"DAGSTER_HOME": folder},
+            timeout=_SECONDS,
+            check=False,
+        )
         run = next(iter(instance.get_runs(limit=1)), None)
         page = run.tags.get("bronze/databricks_run", "none") if run else "none"
         say(f"Exit code {done.returncode}; its page: {page}.")

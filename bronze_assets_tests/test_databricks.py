@@ -25,7 +25,7 @@ import dagster as dg
 import pytest
 from pyspark.sql import SparkSession
 
-from bronze_assets import shipping
+from bronze_assets import engine, shipping
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import postgres
 from bronze_assets.load import load
@@ -34,7 +34,7 @@ from bronze_assets.workbench import Options, Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import Server, settings_for
 from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace, Fault, gateway_of, serving
-from bronze_assets_tests.on_databricks import CATALOG, INTERPRETED, SCOPE, Environment, secret_values
+from bronze_assets_tests.on_databricks import CATALOG, SCOPE, Environment, secret_values
 
 BY_NAME = {table.name: table for table in TABLES}
 SCHEMA = lake_reader.SCHEMA
@@ -62,7 +62,9 @@ def environment(spark: SparkSession, source_url: str) -> Iterator[Environment]:
     try:
         for schema in schemas:
             spark.sql(f"create schema {CATALOG}.{schema} location '{place / 'lake' / schema}'")
-        with serving(place / "workspace", gateway=gateway_of(spark), spark_conf=INTERPRETED, secrets=secrets) as found:
+        with serving(
+            place / "workspace", gateway=gateway_of(spark), spark_conf=engine.INTERPRETED, secrets=secrets
+        ) as found:
             found.add_volume(f"{CATALOG}.platform.files")
             found.add_volume(f"{CATALOG}.platform.staging")
             yield Environment(place / "host", place / "lake", found)

@@ -399,7 +399,7 @@ def _definition_metadata(table: BronzeTable, settings: Settings) -> dict[str, An
 
 
 def _location(schema: str, name: str, settings: Settings) -> dict[str, Any]:
-    if settings.on_cluster or settings.databricks is not None:
+    if settings.in_catalog:
         return {"dagster/table_name": open_lake(settings).location(schema, name)}
     return {
         "dagster/table_name": f"{schema}.{name}",

@@ -16,7 +16,7 @@ import dagster as dg
 
 from bronze_assets import databricks_job, shipping
 from bronze_assets.databricks_settings import Databricks, Launch
-from bronze_assets.errors import BronzeError, SettingsError
+from bronze_assets.errors import BronzeError
 from bronze_assets.orchestration.runs import (
     BATCH_TAG,
     DATABRICKS_TAG,
@@ -28,6 +28,7 @@ from bronze_assets.orchestration.runs import (
 )
 from bronze_assets.orchestration.watch import Watch
 from bronze_assets.settings import Settings
+from bronze_assets.vaults import not_installed
 
 if TYPE_CHECKING:
     from dagster._core.execution.context.system import StepExecutionContext
@@ -39,7 +40,7 @@ _ENDS = (dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.
 
 def step_launcher(settings: Settings) -> dg.ResourceDefinition:
     """The resource of all steps that touch the lake: the step launcher, or nothing where they run in this process."""
-    if not launches(settings):
+    if settings.launch is not Launch.STEP_LAUNCHER:
         return dg.ResourceDefinition.none_resource()
 
     @dg.resource(description="Runs the step on Databricks (dagster-databricks' step launcher).")
@@ -47,12 +48,6 @@ def step_launcher(settings: Settings) -> dg.ResourceDefinition:
         return LaunchedSteps(_real_launcher(settings, context.run_id or ""), settings)
 
     return pyspark_step_launcher
-
-
-def launches(settings: Settings) -> bool:
-    """Whether this process gives its steps to the step launcher."""
-    there = settings.databricks
-    return there is not None and not settings.on_cluster and there.launch is Launch.STEP_LAUNCHER
 
 
 def launcher_config(settings: Settings, run_id: str) -> dict[str, Any]:
@@ -104,10 +99,7 @@ def _real_launcher(settings: Settings, run_id: str) -> DatabricksPySparkStepLaun
     try:
         from dagster_databricks import databricks_pyspark_step_launcher
     except ImportError:
-        raise SettingsError(
-            "[databricks] needs packages that are not installed.",
-            'install the extra `databricks`: pip install "bronze-assets[databricks]".',
-        ) from None
+        raise not_installed("[databricks]", "databricks") from None
     with warnings.catch_warnings():
         # Step launchers are superseded by Pipes in Dagster, which says so at each use; docs/adr/0023.
         warnings.simplefilter("ignore", dg.SupersessionWarning)

@@ -23,6 +23,7 @@ from bronze_assets.orchestration.runs import DATABRICKS_TAG, tag_run
 from bronze_assets.orchestration.watch import Watch
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
+from bronze_assets.vaults import not_installed
 from bronze_assets.workbench import Options, Run
 
 if TYPE_CHECKING:
@@ -34,12 +35,6 @@ _ENVIRONMENT_VERSION = "4"
 """Of serverless compute: Python 3.12, https://docs.databricks.com/release-notes/serverless/environment-version."""
 _ANSWER_SECONDS = 60
 _RETRY_SECONDS = 300
-
-
-def runs_pipes(settings: Settings) -> bool:
-    """Whether this process gives its loads to Pipes."""
-    there = settings.databricks
-    return there is not None and not settings.on_cluster and there.launch is not Launch.STEP_LAUNCHER
 
 
 def pipes_loader(settings: Settings) -> dg.ResourceDefinition:
@@ -168,10 +163,7 @@ def _client(settings: Settings) -> WorkspaceClient:
         from databricks.sdk import WorkspaceClient
         from databricks.sdk.core import Config
     except ImportError:
-        raise SettingsError(
-            "[databricks] needs packages that are not installed.",
-            'install the extra `databricks`: pip install "bronze-assets[databricks]".',
-        ) from None
+        raise not_installed("[databricks]", "databricks") from None
     failure: str
     try:
         return WorkspaceClient(

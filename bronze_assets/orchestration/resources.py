@@ -12,7 +12,8 @@ import dagster as dg
 from bronze_assets import load as walk
 from bronze_assets.audit import LoadRecord
 from bronze_assets.databricks_job import bill
-from bronze_assets.orchestration.pipes import pipes_loader, runs_pipes
+from bronze_assets.databricks_settings import Launch
+from bronze_assets.orchestration.pipes import pipes_loader
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Options, Run, Workbench
@@ -68,7 +69,7 @@ class Loader:
 
 def loader_resource(settings: Settings) -> dg.ResourceDefinition:
     """The resource `loader` of the assets. Making it opens nothing; neither does a run that loads nothing."""
-    if runs_pipes(settings):
+    if settings.launch in (Launch.PIPES, Launch.SERVERLESS):
         return pipes_loader(settings)
 
     @dg.resource(description="One Spark session and one source snapshot for all tables of a run.")

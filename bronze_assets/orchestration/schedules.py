@@ -10,12 +10,11 @@ import dagster as dg
 from bronze_assets.orchestration.assets import WAITING, asset_key
 from bronze_assets.orchestration.jobs import LoadJob
 from bronze_assets.orchestration.runs import SOURCE_TAG, TRIGGER_TAG, UNFINISHED
+from bronze_assets.orchestration.sensors import MOST_PARTITIONS
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import Cadence
 from bronze_assets.workbench import current_partition
 
-MOST_PARTITIONS = 5
-"""Other partitions that one tick asks for."""
 CRON: Mapping[Cadence, str] = {
     # Where their changes are not captured, streaming tables are compared with a snapshot often enough to stay fresh.
     Cadence.STREAMING: "*/15 * * * *",
