@@ -12,13 +12,12 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
 from bronze_assets.catalog import TABLES
-from bronze_assets.settings import Settings
 from bronze_assets_tests.fake_workspace import CLUSTER, FakeWorkspace
 
 CATALOG = "spark_catalog"
@@ -42,7 +41,6 @@ class Environment:
         workspace: the fake.
         databricks: lines of the section, beside those that all tests have.
         cluster: lines of its cluster; none for serverless.
-        environ: more variables of the host.
     """
 
     home: Path
@@ -50,7 +48,6 @@ class Environment:
     workspace: FakeWorkspace
     databricks: Sequence[str] = ()
     cluster: Sequence[str] = (f'existing_cluster_id = "{CLUSTER}"',)
-    environ: dict[str, str] = field(default_factory=dict)
 
     def write_settings(self) -> Path:
         """The settings file of the environment."""
@@ -91,13 +88,7 @@ class Environment:
             "DATABRICKS_TOKEN": self.workspace.token,
             # Of this checkout, wherever an editable install points.
             "PYTHONPATH": str(Path(__file__).parents[1]),
-            **self.environ,
         }
-
-    @property
-    def settings(self) -> Settings:
-        """What a process of the host reads."""
-        return Settings.from_environment(self.variables)
 
     def materialise(
         self, *tables: str, partition: str, partition_range: bool = False, timeout: float = 300
