@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pyarrow as pa
 from delta.tables import DeltaTableBuilder
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from typing_extensions import override
 
@@ -247,6 +248,12 @@ class CatalogStorage(Storage):
     @override
     def save(self, writer: DataFrameWriter, location: str) -> None:
         writer.saveAsTable(self.identifier(location))
+
+    @override
+    def replace(self, rows: DataFrame, location: str, condition: str, options: Mapping[str, str]) -> None:
+        # `saveAsTable` would plan the replacing of a table, which Spark ends before Delta runs it: observations are
+        # told that there was nothing.
+        rows.writeTo(self.identifier(location)).options(**options).overwrite(F.expr(condition))
 
     @override
     def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:

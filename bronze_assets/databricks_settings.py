@@ -411,7 +411,8 @@ class Databricks(_Section):
         AfterValidator(_exact),
         Field(
             strict=False,
-            description="Further requirements from PyPI, with exact versions.",
+            description="Further requirements from PyPI, with exact versions. What loads need themselves comes with the"
+            " host's version; another one is refused.",
             examples=['["azure-identity==1.25.1"]'],
         ),
     ] = ()

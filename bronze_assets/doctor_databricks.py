@@ -18,9 +18,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
+from bronze_assets import shipping
 from bronze_assets.databricks_settings import Cluster, Databricks, Launch, runtime_fault
 from bronze_assets.databricks_workspace import ADMINS, Kind, Refused, Workspace, asked, not_signed_in
 from bronze_assets.doctor_unity_catalog import look_at_files, look_at_tables
+from bronze_assets.errors import SettingsError
 from bronze_assets.findings import Finding, Look, run_looks
 from bronze_assets.settings import SECRET_PLACE, Settings, place_fault
 from bronze_assets.table import BronzeTable
@@ -54,7 +56,7 @@ def _looks_from_here(settings: Settings, databricks: Databricks, tables: Sequenc
     looks: list[Look] = [
         ("settings", lambda: _settings(settings, databricks)),
         ("secrets", lambda: _places(settings)),
-        ("extra databricks", lambda: _extra(databricks)),
+        ("extra databricks", lambda: _extra(settings, databricks)),
     ]
     if databricks.launch is Launch.SERVERLESS:
         looks.append(("serverless", lambda: _serverless(tables)))
@@ -97,13 +99,17 @@ def _has_sdk() -> bool:
     return False
 
 
-def _extra(databricks: Databricks) -> Finding:
+def _extra(settings: Settings, databricks: Databricks) -> Finding:
     of = "extra databricks"
     fix = 'install it: pip install "bronze-assets[databricks]".'
     if not _has_sdk():
         return Finding(of, "databricks-sdk is not installed.", fix)
     if importlib.util.find_spec("dagster_databricks") is None:
         return Finding(of, f"dagster-databricks is not installed, which launch = {databricks.launch} needs.", fix)
+    try:
+        shipping.libraries(settings)
+    except SettingsError as error:
+        return Finding(of, error.culprit, error.fix)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("dagster-databricks", "databricks-sdk")]
     return Finding(of, f"{', '.join(versions)}.")
 

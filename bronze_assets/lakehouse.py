@@ -166,19 +166,17 @@ class Lakehouse(PrivateTables):
         place = self.location(table.schema, table.name)
         loads = f"bronze/{table.name}"
         own = f"{batch_id} {uuid.uuid4().hex}"
-        writer = (
-            frame.write.format("delta")
-            .option("userMetadata", own)
-            .option("txnAppId", loads)
-            .option("txnVersion", self.storage.next_load(place, loads, base))
-            .option("mergeSchema", str(new_columns).lower())
-        )
-        if replace_where is not None:
-            writer = writer.mode("overwrite").option("replaceWhere", replace_where)
-        else:
-            writer = writer.mode("append")
+        options = {
+            "userMetadata": own,
+            "txnAppId": loads,
+            "txnVersion": str(self.storage.next_load(place, loads, base)),
+            "mergeSchema": str(new_columns).lower(),
+        }
         try:
-            self.storage.save(writer, place)
+            if replace_where is None:
+                self.storage.save(frame.write.format("delta").options(**options).mode("append"), place)
+            else:
+                self.storage.replace(frame, place, replace_where, options)
         except SPARK_ERRORS as error:
             if OVERTAKEN.search(str(error)[:2000]):
                 raise self._stale(table) from error

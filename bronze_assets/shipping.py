@@ -67,10 +67,26 @@ def code_digest() -> str:
 
 
 def libraries(settings: Settings) -> list[str]:
-    """What is to be installed on a cluster, `<name>==<version of this host>`, and the settings' own requirements."""
+    """What is to be installed on a cluster, `<name>==<version of this host>`, and the settings' own requirements.
+
+    Raises:
+        SettingsError: the settings ask for another version of what this package needs.
+    """
+    needed = versions(settings)
     own = list(settings.databricks.libraries) if settings.databricks else []
-    named = {canonicalize_name(Requirement(one).name) for one in own}
-    return [*(f"{name}=={version}" for name, version in versions(settings).items() if name not in named), *own]
+    more = []
+    for library in own:
+        requirement = Requirement(library)
+        here = needed.get(canonicalize_name(requirement.name))
+        if here is None:
+            more.append(library)
+        elif here not in requirement.specifier:
+            raise SettingsError(
+                f"databricks.libraries has {library!r}, but this host has {requirement.name} {here}, and loads need"
+                " the same on both.",
+                f"take it out of databricks.libraries, or install {library} on the host.",
+            )
+    return [*(f"{name}=={version}" for name, version in needed.items()), *more]
 
 
 def versions(settings: Settings) -> dict[str, str]:

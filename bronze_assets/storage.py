@@ -234,6 +234,17 @@ class Storage(ABC):
         """Write rows by Spark."""
 
     @abstractmethod
+    def replace(self, rows: DataFrame, location: str, condition: str, options: Mapping[str, str]) -> None:
+        """Put rows, by Spark, in the place of those that hold a condition, as the new ones must too.
+
+        What is observed of the rows is told when this has ended.
+
+        Args:
+            condition: as `column = literal` or `column in (literals)`.
+            options: of Delta's writer.
+        """
+
+    @abstractmethod
     def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:
         """The builder of a table that is to be there."""
 
@@ -463,6 +474,11 @@ class FolderStorage(Storage):
     @override
     def save(self, writer: DataFrameWriter, location: str) -> None:
         writer.save(location)
+
+    @override
+    def replace(self, rows: DataFrame, location: str, condition: str, options: Mapping[str, str]) -> None:
+        writer = rows.write.format("delta").options(**options).option("replaceWhere", condition)
+        writer.mode("overwrite").save(location)
 
     @override
     def named(self, builder: DeltaTableBuilder, location: str) -> DeltaTableBuilder:

@@ -136,7 +136,8 @@ def test_the_cloud_is_known_by_the_address(workspace: str, key: str) -> None:
 
 
 def test_an_existing_cluster_gets_the_hosts_versions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settings_of(home, libraries=["azure-identity==1.25.1", "psutil==5.9.8"], run_timeout_seconds=7200)
+    psutil = f"psutil=={importlib.metadata.version('psutil')}"
+    settings = settings_of(home, libraries=["azure-identity==1.25.1", psutil], run_timeout_seconds=7200)
 
     told = submitted(settings, monkeypatch)
 
@@ -146,11 +147,20 @@ def test_an_existing_cluster_gets_the_hosts_versions(home: Path, monkeypatch: py
     for name in ("dagster", "dagster-databricks", "dagster-pyspark", "databricks-sdk", "pandera", "deltalake"):
         assert f"{name}=={importlib.metadata.version(name)}" in packages
     # Own requirements count, and none is asked for twice.
-    assert {"azure-identity==1.25.1", "psutil==5.9.8"} <= packages
+    assert {"azure-identity==1.25.1", psutil} <= packages
     names = [package.split("==")[0] for package in packages]
     assert len(names) == len(set(names))
     # Spark is Databricks' own, and the UI stays at home.
     assert not {"pyspark", "delta-spark", "dagster-webserver"} & set(names)
+
+
+def test_a_library_that_loads_need_has_the_hosts_version_or_is_refused(home: Path) -> None:
+    settings = settings_of(home, libraries=["PSUtil==5.9.8"])
+
+    with pytest.raises(SettingsError, match=r"'PSUtil==5\.9\.8', but this host has PSUtil") as refused:
+        launcher_config(settings, "run-1")
+
+    assert "take it out of databricks.libraries" in str(refused.value)
 
 
 def test_the_launchers_configuration_holds_no_secret(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

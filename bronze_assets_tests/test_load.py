@@ -1301,7 +1301,7 @@ def test_a_load_whose_base_was_overtaken_writes_nothing_and_may_start_again(
 
     def overtaken(self: Lakehouse, frame: Any, table: BronzeTable, batch_id: str, **kwargs: Any) -> Commit:
         monkeypatch.setattr(Lakehouse, "append", append)
-        append(self, frame, table, "2026-03-10/other", **kwargs)
+        append(self, frame, table, "2026-03-10/9", **kwargs)
         return append(self, frame, table, batch_id, **kwargs)
 
     monkeypatch.setattr(Lakehouse, "append", overtaken)

@@ -19,7 +19,8 @@ import pytest
 from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
-from pyspark.sql import SparkSession
+from pyspark.sql import Observation, SparkSession
+from pyspark.sql import functions as F
 
 from bronze_assets import storage
 from bronze_assets.catalog import TABLES
@@ -91,6 +92,22 @@ def test_a_row_is_kept_for_each_key_and_replaced_where_the_condition_holds(table
 
     assert [put("a", 2), put("b'c", 1), put("a", 1), put("a", 3)] == [2, 1, 2, 3]
     assert sorted(one["number"] for one in lake.rows(schema, "keyed")) == [1, 3]
+
+
+def test_rows_take_the_place_of_others_and_are_observed_once(tables: Storage, schema: str, spark: SparkSession) -> None:
+    tables.create(tables.location(schema, "loaded"), SCHEMA, {})
+    tables.append(tables.location(schema, "loaded"), rows(("a", 1), ("it's", 2), ("c", 3)))
+    told = Observation()
+    new = spark.createDataFrame(rows(("it's", 5), ("a", 6))).observe(told, F.count("*").alias("rows"))
+
+    tables.replace(
+        new, tables.location(schema, "loaded"), "(name in ('a') or name = 'it\\'s')", {"userMetadata": "2026-03-10/2 x"}
+    )
+
+    assert told.get == {"rows": 2}
+    held = ControlTables(tables).rows(schema, "loaded", ["name", "number"])
+    assert sorted((one["name"], one["number"]) for one in held) == [("a", 6), ("c", 3), ("it's", 5)]
+    assert tables.history(tables.location(schema, "loaded"), 1)[0].mark == "2026-03-10/2 x"
 
 
 def test_who_decided_on_a_state_that_is_past_appends_nothing(tables: Storage, schema: str) -> None:
