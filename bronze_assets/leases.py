@@ -172,7 +172,10 @@ class _Lease:
             while not stop.wait(seconds / 3):
                 count += 1
                 try:
-                    if self.put(beat=count, expected=self.token)["token"] != self.token:
+                    there = self.put(beat=count, expected=self.token)
+                    if there["token"] != self.token:
+                        # Of two, one commits.
+                        logger.warning("%s: taken over by run %s", self._row["table_name"], there["run_id"])
                         return
                 except Exception as error:
                     # The next beat may be heard; whoever takes over meanwhile is fenced off at the commit.

@@ -122,7 +122,7 @@ def in_catalog(settings: Settings, spark: SparkSession) -> Iterator[Settings]:
 
     The managed tables lie where they would without a catalog, so that tests look at them in the same way.
     """
-    schemas = dict.fromkeys(table.schema for table in TABLES)
+    schemas = {table.schema for table in TABLES} | {"shop_bronze", "club_bronze", "elsewhere_bronze"}
     for schema in schemas:
         spark.sql(f"create schema spark_catalog.{schema} location '{settings.lake / schema}'")
     try:

@@ -407,6 +407,17 @@ class TestFaults:
             assert "has not started in 3 s and was cancelled" in failure(instance)
         assert workspace.runs[0].state[1] == "CANCELED"
 
+    def test_a_run_that_is_skipped_is_told(self, dev: Environment, workspace: FakeWorkspace) -> None:
+        workspace.faults.append(Fault("POST", r".*/jobs/runs/submit", run="skip"))
+
+        done = dev.materialise("bz_warehouses", partition=today())
+
+        assert done.returncode != 0
+        with dev.instance() as instance:
+            words = failure(instance)
+        assert "Databricks has skipped run" in words
+        assert workspace.runs[0].state[0] == "SKIPPED"
+
     def test_nothing_is_shipped_from_a_path_that_the_launcher_leaves_out(
         self, dev: Environment, workspace: FakeWorkspace, tmp_path: Path
     ) -> None:
