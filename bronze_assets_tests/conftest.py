@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 from psycopg2 import sql
 
 from bronze_assets import engine, shipping
@@ -131,6 +132,13 @@ def in_catalog(settings: Settings, spark: SparkSession) -> Iterator[Settings]:
     finally:
         for schema in schemas:
             spark.sql(f"drop schema spark_catalog.{schema} cascade")
+
+
+@pytest.fixture(autouse=True)
+def apart_from_other_instances() -> Iterator[None]:
+    """Dagster instances that end in another order than they began leave a dead one's state storage to what follows."""
+    with set_defs_state_storage(None):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

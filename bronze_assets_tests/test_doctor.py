@@ -78,7 +78,7 @@ def test_where_all_is_well_everything_is_told_and_nothing_left_behind(sound: Set
             "unset",
         ),
         ({"driver_memory": "99999g"}, "memory", "BRONZE_DRIVER_MEMORY=99999g is more than the machine's", "use less"),
-        ({"java_home": None, "search_path": ""}, "Java", "No Java 17 or newer was found", "install a JDK"),
+        ({"java_home": None, "search_path": ""}, "Java", "No Java 17 ", "install a JDK"),
         ({"jars": Path("/nowhere")}, "jars", "BRONZE_JARS=/nowhere lacks delta-spark", "put them there"),
         ({"home": Path("/proc/bronze")}, "home", "/proc cannot be written", "BRONZE_HOME"),
         ({"lake": Path("/proc/lake")}, "lake", "/proc cannot be written", "BRONZE_LAKE"),

@@ -19,6 +19,7 @@ from bronze_assets.table import BronzeTable
 
 FETCH_ROWS = 2_000
 FLUSH_TIMEOUT_SECONDS = 30
+_CLAIM_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,16 @@ class ChangeSource:
         Raises:
             CaptureBusy: another one is at work.
         """
+        # The server lets go of a claim some time after its connection has ended.
+        deadline = time.monotonic() + _CLAIM_SECONDS
+        while not self._claims():
+            if time.monotonic() >= deadline:
+                raise self._busy()
+            time.sleep(0.1)
+
+    def _claims(self) -> bool:
         ((claimed,),) = self._ask("select pg_try_advisory_lock(hashtextextended(%s, 0))", (f"bronze {self._slot}",))
-        if not claimed:
-            raise self._busy()
+        return bool(claimed)
 
     def require_logical(self) -> None:
         """Raise `SourceRefused` unless the server can decode its write-ahead log."""
