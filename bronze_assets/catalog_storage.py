@@ -23,7 +23,7 @@ from typing_extensions import override
 from bronze_assets.errors import LakeError
 from bronze_assets.leases import alone as alone_in
 from bronze_assets.leases import beside
-from bronze_assets.spark_errors import SPARK_ERRORS
+from bronze_assets.spark_errors import SPARK_ERRORS, condition_of
 from bronze_assets.storage import (
     OVERTAKEN,
     Change,
@@ -366,5 +366,4 @@ def _written(location: str) -> Iterator[None]:
 
 
 def _kind(error: Exception) -> str:
-    condition = getattr(error, "getCondition", lambda: None)()
-    return str(condition or type(error).__name__)
+    return condition_of(error) or type(error).__name__

@@ -14,3 +14,9 @@ except ImportError:
     pass
 else:
     SPARK_ERRORS += (Py4JError,)
+
+
+def condition_of(error: BaseException) -> str | None:
+    """The name that Spark has for what went wrong, if the error has one; it never holds a value."""
+    condition = getattr(error, "getCondition", lambda: None)()
+    return str(condition) if condition else None

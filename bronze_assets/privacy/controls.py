@@ -81,12 +81,3 @@ def checked(name: str, title: str, check: Callable[[], tuple[str, str | None]]) 
 def listed(names: Sequence[str], most: int = 8) -> str:
     """Some names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def interval_days(interval: str | None) -> float | None:
-    """The days of an interval as Delta writes it, e.g. `interval 30 days`; None of another."""
-    hours = {"hour": 1, "day": 24, "week": 168}
-    words = (interval or "").lower().removeprefix("interval ").split()
-    if len(words) != 2 or not words[0].isdigit() or words[1].rstrip("s") not in hours:
-        return None
-    return int(words[0]) * hours[words[1].rstrip("s")] / 24

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, schemas
 from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.privacy.controls import Control, Controls, checked, interval_days, listed
+from bronze_assets.privacy.controls import Control, Controls, checked, listed
 from bronze_assets.privacy.data_keys import DataKeys
 from bronze_assets.privacy.detector import quoted
 from bronze_assets.privacy.keys import KeyRing
@@ -218,7 +218,7 @@ class ProtectionControls(Controls):
                 there += 1
                 told = table.properties
                 faults = []
-                if not _is_zero(told.get("delta.deletedFileRetentionDuration")):
+                if table.retention:
                     faults.append("keeps removed files")
                 if told.get("delta.enableChangeDataFeed", "false") != "false":
                     faults.append("has a change feed")
@@ -267,7 +267,3 @@ def _text(name: str) -> str:
 
 def _count_of(text: str, form: str) -> str:
     return f"count(case when {text} ~ '{form}' then 1 end)"
-
-
-def _is_zero(interval: str | None) -> bool:
-    return interval_days(interval) == 0

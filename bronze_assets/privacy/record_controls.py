@@ -17,7 +17,7 @@ from bronze_assets.access_evidence import BY_SQL
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.lakehouse import OPEN, Lakehouse
 from bronze_assets.privacy.access_log import Outcome
-from bronze_assets.privacy.controls import Control, Controls, checked, interval_days, listed
+from bronze_assets.privacy.controls import Control, Controls, checked, listed
 from bronze_assets.privacy.detector import Suspect, Unclassified, suspects, unclassified
 from bronze_assets.privacy.evidence import Difference, last_checks
 from bronze_assets.privacy.removal import due
@@ -173,12 +173,9 @@ class RecordControls(Controls):
                 if (stored := self.described(table.schema, name)) is None:
                     continue
                 there += 1
-                told = stored.properties
-                # A week is Delta's default.
-                days = interval_days(told.get("delta.deletedFileRetentionDuration", "interval 1 weeks"))
-                if days is None or days > 30:
+                if stored.retention > dt.timedelta(days=30):
                     wrong.append(f"{name} keeps removed files for longer")
-                if told.get("delta.enableDeletionVectors", "false") != "false":
+                if stored.properties.get("delta.enableDeletionVectors", "false") != "false":
                     wrong.append(f"{name} has deletion vectors, which leave erased rows in their files")
         if wrong:
             return (
