@@ -104,13 +104,17 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "bronze home"
 
 
+IN_BOTH = pytest.mark.parametrize("settings", ["folder", "catalog"], indirect=True)
+"""Of tests that are to show the same of paths and of names in a catalog."""
+
+
 @pytest.fixture
 def settings(home: Path, jars: Path, request: pytest.FixtureRequest) -> Iterator[Settings]:
     """Settings of `home`; its source is `source_url`, when the test asks for that fixture too."""
     own = settings_for(home, {"BRONZE_JARS": str(jars)})
     if "source_url" in request.fixturenames:
         own = dataclasses.replace(own, source_url=request.getfixturevalue("source_url"))
-    if request.config.getoption("--catalog"):
+    if request.config.getoption("--catalog") or getattr(request, "param", "folder") == "catalog":
         with in_catalog(own, request.getfixturevalue("spark")) as own:
             yield own
     else:

@@ -31,6 +31,7 @@ from bronze_assets.settings import Settings
 from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.table import BronzeTable, Loaded, Overwritten
 from bronze_assets_tests import lake_reader
+from bronze_assets_tests.conftest import IN_BOTH
 from bronze_assets_tests.file_tables import HEADER, json_lines, row, things
 from bronze_assets_tests.people import NAME, NOW, SCHEMA, Keys, drop, erased, loaded, path, people, person
 
@@ -62,6 +63,7 @@ def plain_archive(settings: Settings) -> str:
     return "".join(texts)
 
 
+@IN_BOTH
 def test_a_person_leaves_every_table_and_file_and_nobody_else_does(spark: SparkSession, settings: Settings) -> None:
     stocked(settings)
     before = {r["person_id"]: r for r in rows(settings) if r["person_id"] != 2}
@@ -123,6 +125,7 @@ def test_nobody_comes_back_by_a_load_a_reload_or_a_restore(spark: SparkSession, 
     assert {file.name for file in private.glob("*.parquet")} == files, "no file of an earlier version is left"
 
 
+@IN_BOTH
 @pytest.mark.slow
 def test_erasing_again_changes_nothing_and_a_killed_one_is_finished(
     spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch

@@ -34,7 +34,7 @@ from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Cadence, Evolution, Feed, column
 from bronze_assets.workbench import Run, Workbench
 from bronze_assets_tests import file_tables, lake_reader, people
-from bronze_assets_tests.conftest import CHECKOUT
+from bronze_assets_tests.conftest import CHECKOUT, IN_BOTH
 from bronze_assets_tests.file_tables import DAY, NOW, SCHEMA, csv_text, drop, ids, json_lines, row, table_path, things
 from bronze_assets_tests.people import Keys, person
 from bronze_assets_tests.test_load import Lab
@@ -133,6 +133,7 @@ def now_current(settings: Settings, table: BronzeTable) -> dict[int, str]:
 # Replaying
 
 
+@IN_BOTH
 def test_rows_that_pass_now_are_loaded_where_they_were_and_the_others_stay_open(
     spark: SparkSession, settings: Settings
 ) -> None:
@@ -374,6 +375,7 @@ STEPS: list[tuple[type, str]] = [
 ]
 
 
+@IN_BOTH
 def test_a_killed_replay_is_done_again_and_loads_nothing_twice(
     spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,6 +467,7 @@ def test_a_replay_whose_process_is_killed_is_taken_back_by_the_next_load(
 # Personal data
 
 
+@IN_BOTH
 def test_sealed_rows_are_opened_judged_and_sealed_again(spark: SparkSession, settings: Settings) -> None:
     people.drop(settings, "a.json", person(1), person(2, visits=-1), person(3, visits=-1, phone=None))
     assert people.loaded(settings).quarantined == 2
