@@ -104,8 +104,10 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "bronze home"
 
 
-IN_BOTH = pytest.mark.parametrize("settings", ["folder", "catalog"], indirect=True)
-"""Of tests that are to show the same of paths and of names in a catalog."""
+IN_BOTH = pytest.mark.parametrize(
+    "settings", ["folder", pytest.param("catalog", marks=pytest.mark.slow)], indirect=True
+)
+"""Of tests that are to show the same of paths and of names in a catalog, where all goes through Spark and is slow."""
 
 
 @pytest.fixture
