@@ -240,7 +240,7 @@ class Storage(ABC):
         What is observed of the rows is told when this has ended.
 
         Args:
-            condition: as `column = literal` or `column in (literals)`.
+            condition: `column = literal` or `column in (literals)`, or several of these joined by `or`.
             options: of Delta's writer.
         """
 

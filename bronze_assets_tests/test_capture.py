@@ -1617,6 +1617,21 @@ def test_killed_again_and_again_it_still_writes_everything_once(
     assert landed.everything([PRODUCTS, ORDERS]) == undisturbed.everything([PRODUCTS, ORDERS])
 
 
+def test_a_claim_that_is_let_go_in_a_moment_is_waited_for(
+    database: Connection, source_url: str, make: Callable[..., Capture]
+) -> None:
+    capture = make(PRODUCTS)
+    capture.drain()
+    change(database, 1)
+    with postgres.connect(source_url) as other:
+        ask(other, f"select pg_advisory_lock(hashtextextended('bronze {capture.slot}', 0))::text")
+        closing = threading.Timer(0.5, other.close)
+        closing.start()
+        capture.drain()
+        closing.join()
+    assert capture.status().present
+
+
 @pytest.mark.parametrize("point", ["connected", "intent written", "line spooled", "manifest written", "advanced"])
 def test_of_two_drains_at_once_one_works(
     database: Connection, source_url: str, landed: Landed, make: Callable[..., Capture], point: str

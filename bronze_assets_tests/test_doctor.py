@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyspark
 import pytest
 
 from bronze_assets import engine
@@ -21,6 +22,8 @@ from bronze_assets.doctor import examine
 from bronze_assets.findings import Finding
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets_tests.conftest import CHECKOUT
+
+JAVA = "Java 17 to 23" if pyspark.__version__.startswith("4.0.") else "Java 17 or newer"
 
 FROM_SOURCE = [table for table in TABLES if table.files is None]
 
@@ -78,7 +81,7 @@ def test_where_all_is_well_everything_is_told_and_nothing_left_behind(sound: Set
             "unset",
         ),
         ({"driver_memory": "99999g"}, "memory", "BRONZE_DRIVER_MEMORY=99999g is more than the machine's", "use less"),
-        ({"java_home": None, "search_path": ""}, "Java", "No Java 17 ", "install a JDK"),
+        ({"java_home": None, "search_path": ""}, "Java", f"No {JAVA} was found", "install a JDK"),
         ({"jars": Path("/nowhere")}, "jars", "BRONZE_JARS=/nowhere lacks delta-spark", "put them there"),
         ({"home": Path("/proc/bronze")}, "home", "/proc cannot be written", "BRONZE_HOME"),
         ({"lake": Path("/proc/lake")}, "lake", "/proc cannot be written", "BRONZE_LAKE"),

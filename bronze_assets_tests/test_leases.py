@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import pytest
 from bronze_assets.control_tables import ControlTables
 from bronze_assets.leases import LEASES, lease
 from bronze_assets.storage import FolderStorage
+from bronze_assets_tests.dagster_client import until
 
 SECONDS = 0.6
 """Of silence; a beat comes after a third of it."""
+PATIENCE = 60
 
 
 @pytest.fixture
@@ -26,13 +27,6 @@ def lake(tmp_path: Path) -> ControlTables:
 def told(lake: ControlTables, column: str) -> Any:
     (row,) = lake.rows("s", LEASES, [column], "table_name = 'bz_things'")
     return row[column]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_beat_that_is_not_heard_is_told_and_the_next_one_counts(
@@ -49,7 +43,7 @@ def test_a_beat_that_is_not_heard_is_told_and_the_next_one_counts(
 
     monkeypatch.setattr(ControlTables, "merge_row", deaf)
     with caplog.at_level(logging.WARNING), lease(lake, "s", "bz_things", "run-1", SECONDS):
-        eventually(lambda: told(lake, "beat") >= 3)
+        until(lambda: told(lake, "beat") >= 3, PATIENCE)
 
     assert refused == [1, 2]
     assert caplog.messages == ["bz_things: no heartbeat (OSError)"] * 2
@@ -63,7 +57,7 @@ def test_who_was_taken_over_is_told_and_lets_the_other_go_on(
         row = lake.rows("s", LEASES)[0] | {"token": "another", "run_id": "run-2", "beat": 0}
         shape = lake.storage.query(lake.location("s", LEASES), "select * from t").schema  # type: ignore[union-attr]
         lake.merge_row("s", LEASES, shape, row, on="table_name", when="true")
-        eventually(lambda: bool(caplog.messages))
+        until(lambda: caplog.messages, PATIENCE)
 
     assert caplog.messages == ["bz_things: taken over by run run-2"]
     assert (told(lake, "token"), told(lake, "released")) == ("another", False)
