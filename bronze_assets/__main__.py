@@ -1,5 +1,5 @@
 """The command line: doctor, load, show, capture, accept-schema, access, reveal, erase, derived, rotate-keys,
-compliance, quarantine. But for `doctor`, each calls what a Dagster job or reader would call.
+compliance, quarantine, report. But for `doctor`, each calls what a Dagster job or reader would call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command
+from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command, report_command
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
@@ -29,6 +29,7 @@ from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import RESCUED, BronzeTable
 from bronze_assets.terminal import load_and_report, run_command, say
+from bronze_assets.thresholds import MAX_LAG_BYTES
 from bronze_assets.workbench import Workbench
 
 
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("doctor", help="check the environment before anything is started; says what to do")
     derived_command.add_parser(commands)
     quarantine_command.add_parser(commands)
+    report_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
@@ -124,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return doctor.report(settings, TABLES, say)
         if options.command == "derived":
             return derived_command.run(settings, options)
+        if options.command == "report":
+            return report_command.run(settings, options)
         if options.command == "rotate-keys":
             return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
@@ -154,7 +158,6 @@ def load_all(settings: Settings) -> int:
 def run_capture(settings: Settings, *, status: bool, drop: bool) -> int:
     """Capture once, or show or remove the captures; returns the exit code: 1 if a slot is lost or too far behind."""
     from bronze_assets.orchestration.capture import capture_of, captured
-    from bronze_assets.orchestration.slot_checks import MAX_LAG_BYTES
 
     if settings.capture is not CaptureMode.BUILTIN:
         raise SettingsError(

@@ -279,7 +279,7 @@ def checks(table: BronzeTable) -> tuple[Check, ...]:
         Check(KEY_UNIQUE, "The key is unique within the batch (High).", "ERROR"),
         Check("null_share", f"No column is NULL in more than {MAX_NULL_SHARE:.0%} of the rows read.", "WARN"),
         Check("quality_score", f"The average score is at least {MIN_AVERAGE_SCORE:g}.", "WARN"),
-        Check("error_rate", f"At most {_max_error_rate(table):.0%} of the rows read are quarantined.", "ERROR"),
+        Check("error_rate", f"At most {max_error_rate(table):.0%} of the rows read are quarantined.", "ERROR"),
         Check("processing_time", f"The load takes at most {MAX_PROCESSING_SECONDS / 60:g} minutes.", "ERROR"),
         Check("storage_growth", f"The table grows by at most {MAX_STORAGE_GROWTH:.0%} a day.", "WARN"),
         *(_FILE_CHECKS if table.feed is not None else ()),
@@ -302,7 +302,8 @@ _FILE_CHECKS = (
 )
 
 
-def _max_error_rate(table: BronzeTable) -> float:
+def max_error_rate(table: BronzeTable) -> float:
+    """The share of the rows read that may be quarantined."""
     return MAX_ERROR_RATE if table.files is None else MAX_FILE_ERROR_RATE
 
 
@@ -355,11 +356,11 @@ def verdicts(table: BronzeTable, record: LoadRecord) -> tuple[Verdict, ...]:
         ),
         "error_rate": Verdict(
             "error_rate",
-            record.error_rate <= _max_error_rate(table),
+            record.error_rate <= max_error_rate(table),
             "ERROR",
             record.quarantined,
             record.error_rate,
-            details={"threshold": _max_error_rate(table)},
+            details={"threshold": max_error_rate(table)},
         ),
         "processing_time": Verdict(
             "processing_time",

@@ -45,7 +45,7 @@ def say(line: str) -> None:
 
 
 def load_and_report(settings: Settings, *, began: float, change: Callable[[], object] | None = None) -> int:
-    """Load what is outstanding of every table through Dagster and print the report.
+    """Load what is outstanding of every table through Dagster, write the KPI pages and print the report.
 
     Args:
         began: `time.monotonic()` when the command began.
@@ -55,16 +55,23 @@ def load_and_report(settings: Settings, *, began: float, change: Callable[[], ob
         The exit code: 1 if a table was not loaded.
     """
     # Imported late: Dagster and pandera take seconds, in which nothing could be said.
-    from bronze_assets.orchestration.launch import load_arrived, load_current
+    from bronze_assets.orchestration.launch import load_arrived, load_current, report_kpis
 
     outcomes = load_current(settings, say)
     arrived: list[LoadOutcome] = []
     if change is not None:
         change()
         arrived = load_arrived(settings, say)
+    try:
+        pages = [page.path for page in report_kpis(settings)]
+    except BronzeError as error:
+        # The loads are done: no report may fail them.
+        say(str(error))
+        pages = []
     report = render(
         outcomes,
         arrived=arrived,
+        kpis=pages,
         lake=settings.lake,
         make=_make(settings),
         seconds=time.monotonic() - began,

@@ -155,6 +155,7 @@ def test_the_report_names_every_folder_that_the_next_command_must_share(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("bronze_assets.orchestration.launch.load_current", lambda *_: [])
+    monkeypatch.setattr("bronze_assets.orchestration.launch.report_kpis", lambda *_: [])
     settings = Settings.from_environment({"BRONZE_HOME": str(home), **variables})
 
     assert load_and_report(settings, began=time.monotonic()) == 0

@@ -414,10 +414,10 @@ def test_freshness_passes_warns_fails_and_passes_again(tmp_path: Path) -> None:
     """With the real daemon and the shortest windows that Dagster takes."""
     (tmp_path / "faked.py").write_text(
         FAKE_LOAD
-        + "from bronze_assets.orchestration import freshness\n"
+        + "from bronze_assets import thresholds\n"
         + "from bronze_assets.table import Cadence\n"
         + "windows = dt.timedelta(seconds=60), dt.timedelta(seconds=70)\n"
-        + "freshness.WINDOWS = {cadence: windows for cadence in Cadence}\n"
+        + "thresholds.WINDOWS = {cadence: windows for cadence in Cadence}\n"
         + "from bronze_assets.definitions import defs\n"
     )
     workspace = tmp_path / "faked.yaml"

@@ -33,6 +33,7 @@ def render(
     *,
     arrived: Sequence[LoadOutcome] = (),
     lake: Path,
+    kpis: Sequence[Path] = (),
     make: str = "make",
     seconds: float | None = None,
     colour: bool = False,
@@ -43,6 +44,7 @@ def render(
         outcomes: one for each table, in the order to show.
         arrived: what was loaded from files after that.
         lake: the folder of the bronze schemas.
+        kpis: the KPI pages that were written.
         make: how to call make for the same state, variables included.
         seconds: wall-clock time of everything; the sum of the loads when None.
         colour: whether to use ANSI colours; say so for a terminal only.
@@ -94,6 +96,7 @@ def render(
     text += [
         "",
         f"The tables   {lake}",
+        *(f"{'The KPIs' if not number else '':<13}{page}" for number, page in enumerate(kpis)),
         f"The UI       {make} ui",
         f"Start over   {make} clean",
     ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import yaml
@@ -18,11 +19,12 @@ from bronze_assets.audit import LoadOutcome, LoadRecord, combine, safe_message
 from bronze_assets.capture import Capture, Drained
 from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
-from bronze_assets.errors import CaptureBusy, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
+from bronze_assets.errors import CaptureBusy, LakeError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.load import make_ready
 from bronze_assets.orchestration.capture import capture_of, captured
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import file_jobs, initial_loads
+from bronze_assets.orchestration.kpis import JOB as KPI_JOB
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.orchestration.runs import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, close_dead_runs
 from bronze_assets.orchestration.sensors import files_waiting
@@ -137,6 +139,46 @@ def load_arrived(
         launch.capture()
         launch.load_files()
         return launch.outcomes()
+
+
+@dataclass(frozen=True)
+class KpiPage:
+    """A KPI page that was written: where, its headline and worst tables in words, and how many tables those are."""
+
+    path: Path
+    lines: tuple[str, ...]
+    troubled: int
+
+
+def report_kpis(settings: Settings, tables: Sequence[BronzeTable] = TABLES) -> list[KpiPage]:
+    """Materialise the KPI report of each schema through Dagster, in this process and without Spark.
+
+    Raises:
+        SettingsError: Dagster's home cannot be made.
+        LakeError: a report was not made; says why.
+    """
+    home = prepare_dagster_home(settings)
+    job = build_definitions(settings, tables).resolve_job_def(KPI_JOB)
+    with dg.DagsterInstance.from_config(str(home), _COMMAND_LINE) as instance:
+        result = job.execute_in_process(
+            instance=instance,
+            tags={TRIGGER_TAG: "cli", PROCESS_TAG: process_identity()},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+    if _interrupted(result):
+        raise KeyboardInterrupt
+    for event in result.all_events:
+        if event.is_step_failure:
+            told = event.step_failure_data.user_failure_data
+            reason = told.description if told is not None and told.description else "Dagster's run log says why."
+            raise LakeError(f"the KPIs were not reported ({event.step_key}): {reason}", "mend that, and report again.")
+    pages = []
+    for event in result.get_asset_materialization_events():
+        metadata = event.step_materialization_data.materialization.metadata
+        found: dict[str, Any] = {name: entry.value for name, entry in metadata.items()}
+        pages.append(KpiPage(Path(found["path"]), tuple(found["told"].split("\n")), found["troubled"]))
+    return pages
 
 
 @dataclass

@@ -12,9 +12,8 @@ import dagster as dg
 from bronze_assets.capture import Capture, SlotStatus, manifest
 from bronze_assets.capture_files import Restart
 from bronze_assets.errors import BronzeError
+from bronze_assets.thresholds import MAX_LAG_BYTES, MAX_LAG_SECONDS
 
-MAX_LAG_BYTES = 2**30
-MAX_LAG_SECONDS = 900.0
 LAG, WENT_ON = "slot_lag", "slot_went_on"
 _TOLD = "restarted_at"
 
