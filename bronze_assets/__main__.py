@@ -23,6 +23,7 @@ from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
 from bronze_assets.lakehouse import open_lake
 from bronze_assets.load import current
+from bronze_assets.operations.monitoring import monitoring_script
 from bronze_assets.privacy import compliance, erasure, evidence, removal, reveal, rotation
 from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.schema_versions import SchemaVersions
@@ -213,7 +214,11 @@ def write_access(settings: Settings, output: Path | None) -> int:
     catalog = settings.catalog
     if catalog is None:
         raise SettingsError("no catalog is named.", "give --catalog, or set BRONZE_CATALOG.")
-    files = {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.query_script(TABLES, catalog)}
+    files = {
+        **access.scripts(TABLES, catalog),
+        "queries.sql": access_evidence.query_script(TABLES, catalog),
+        "monitoring.sql": monitoring_script(TABLES, catalog),
+    }
     if output is None:
         say("\n".join(f"-- {name}\n{text}" for name, text in files.items()))
         return 0

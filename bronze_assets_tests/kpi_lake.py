@@ -83,9 +83,7 @@ def file_events(lake: Lakehouse, table: BronzeTable, *events: tuple[str, str, in
     lake.append_rows(table.schema, ledger.LEDGER, ledger._SCHEMA, rows)
 
 
-def attempts(
-    lake: Lakehouse, schema: str, *rows: tuple[str, str, dt.datetime, int, float | None, str | None]
-) -> None:
+def attempts(lake: Lakehouse, schema: str, *rows: tuple[str, str, dt.datetime, int, float | None, str | None]) -> None:
     """Rows of the audit log: table, status, end, rows read, average score, message."""
     told = [
         dict.fromkeys(audit._AUDIT.names)

@@ -27,10 +27,14 @@ from bronze_assets.access_evidence import GrantDifference, grant_differences, sq
 from bronze_assets.catalog import TABLES
 from bronze_assets.errors import SettingsError
 from bronze_assets.lakehouse import QUARANTINE
+from bronze_assets.operations.monitoring import monitoring_script
 from bronze_assets.table import METADATA_COLUMNS, RESCUED, BronzeTable, Cadence, Feed, Pii, column
 
 GOLDEN = Path(__file__).parent / "golden" / "access"
-FILES = ["functions.sql", "grants.sql", "masks.sql", "policies.sql", "queries.sql", "row_filters.sql", "tags.sql"]
+FILES = [
+    *("functions.sql", "grants.sql", "masks.sql", "monitoring.sql", "policies.sql", "queries.sql", "row_filters.sql"),
+    "tags.sql",
+]
 
 
 class Drivers(pa.DataFrameModel):
@@ -42,7 +46,11 @@ DRIVERS = BronzeTable("fleet_bronze", "fleet.Drivers", Drivers, Cadence.DAILY, "
 
 
 def generated(catalog: str = "dev") -> dict[str, str]:
-    return {**access.scripts(TABLES, catalog), "queries.sql": access_evidence.query_script(TABLES, catalog)}
+    return {
+        **access.scripts(TABLES, catalog),
+        "queries.sql": access_evidence.query_script(TABLES, catalog),
+        "monitoring.sql": monitoring_script(TABLES, catalog),
+    }
 
 
 def statements(text: str) -> list[str]:
@@ -82,6 +90,7 @@ KNOWN_TO_SQLGLOT: dict[str, tuple[type[exp.Expression], ...]] = {
     "tags.sql": (exp.Alter,),
     "functions.sql": (exp.Create,),
     "queries.sql": (exp.Union, exp.Select),
+    "monitoring.sql": (exp.Create,),
 }
 
 

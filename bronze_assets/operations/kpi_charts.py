@@ -18,7 +18,7 @@ def chart(points: Sequence[tuple[str, float]], *, floor: float | None = None) ->
         floor: a threshold not to fall below, drawn dashed; the axis then begins there or at the least number. Without
             it, at zero.
     """
-    data = alt.Data(values=[{"at": at, "value": value} for at, value in points])
+    data = alt.InlineData(values=[{"at": at, "value": value} for at, value in points])
     least = min(value for _, value in points)
     scale = alt.Scale(zero=True, nice=False) if floor is None else alt.Scale(domain=[min(floor, least), 100])
     line = (
@@ -31,7 +31,7 @@ def chart(points: Sequence[tuple[str, float]], *, floor: float | None = None) ->
     )
     drawn = line
     if floor is not None:
-        bound = alt.Chart(alt.Data(values=[{"value": floor}])).mark_rule(color="var(--warn)", strokeDash=[4, 3])
+        bound = alt.Chart(alt.InlineData(values=[{"value": floor}])).mark_rule(color="var(--warn)", strokeDash=[4, 3])
         drawn = line + bound.encode(y="value:Q")
     spec = (
         drawn.properties(width=_WIDTH, height=_HEIGHT, background="transparent", padding=4)
@@ -44,6 +44,6 @@ def chart(points: Sequence[tuple[str, float]], *, floor: float | None = None) ->
             tickColor="var(--grid)",
             tickCount=3,
         )
-        .configure_axisY(format="~s")
+        .configure_axisY(labelExpr="format(datum.value, '.3~s')")
     )
     return str(vl_convert.vegalite_to_svg(spec.to_json()))

@@ -41,7 +41,7 @@ ul.todo { list-style: none; margin: .5rem 0 0; padding: 0; }
 ul.todo li { margin: .5rem 0 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: .3rem 1rem;
   margin-top: .7rem; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; display: flex; flex-direction: column; justify-content: flex-end; }
 figcaption { font-size: .85rem; color: var(--soft); }
 figure svg { display: block; width: 100%; height: auto; max-width: 22rem; }
 details { margin-top: .5rem; }
@@ -68,11 +68,12 @@ def page(report: Mapping[str, Any], *, runbook: str, others: Sequence[str] = ())
     tables = report["tables"]
     troubled = [table for table in tables if table["state"] in _CLASSES]
     calm = [table for table in tables if table not in troubled]
-    worst = _MARKS[troubled[0]["state"]][0] if troubled else "good"
+    worst, mark = _MARKS[troubled[0]["state"] if troubled else "ok"]
+    mark = mark.partition(" ")[0]
     links = ", ".join(f'<a href="kpi_{escape(one)}.html">{escape(one)}</a>' for one in others)
     parts = [
         "<header>",
-        f'<div class="score {worst}">{len(troubled) or "✔"}</div>',
+        f'<div class="score {worst}">{mark}</div>',
         f'<div><h1>{escape(report["headline"])}</h1><p class="soft">KPIs of <code>{escape(report["schema"])}</code>,'
         f" {moment(report['at'])}.</p></div></header>",
     ]
@@ -102,7 +103,10 @@ def _card(table: Mapping[str, Any], runbook: str) -> str:
         parts.append('<ul class="todo">' + "".join(_todo(kpi, runbook) for kpi in broken) + "</ul>")
     if table["failed_attempts"]:
         count = table["failed_attempts"]
-        last = f" Since then none has been good: {words(table['last_failure'])}" if table["last_failure"] else ""
+        # Where the table is not fresh, the reason has said so.
+        late = any(kpi["name"] == "freshness" for kpi in broken)
+        said = table["last_failure"] and not late
+        last = f" Since then none has been good: {words(table['last_failure'])}" if said else ""
         parts.append(f"<p>{'1 attempt' if count == 1 else f'{count:,} attempts'} failed within a day.{last}</p>")
     if len(table["points"]) > 1:
         parts.append(_charts(table))
@@ -164,9 +168,9 @@ def _charts(table: Mapping[str, Any]) -> str:
     limits = {kpi["name"]: kpi for kpi in table["kpis"]}
     score, seconds = table["score_change"], table["seconds_change"]
     captions = [
-        ("score", "Average score", "" if score is None else f"{score:+.1f} against the week before"),
-        ("seconds", "Seconds of a load", "" if seconds is None else f"{seconds:+.0%} against the week before"),
-        ("bytes", "Size", "" if table["bytes"] is None else f"{shown_bytes(table['bytes'])} now"),
+        ("score", "Average score", "" if score is None else _signed(f"{score:+.1f} in a week")),
+        ("seconds", "Seconds of a load", "" if seconds is None else _signed(f"{seconds:+.0%} in a week")),
+        ("bytes", "Bytes", "" if table["bytes"] is None else f"{shown_bytes(table['bytes'])} now"),
     ]
     figures = []
     for name, title, told in captions:
@@ -177,3 +181,7 @@ def _charts(table: Mapping[str, Any]) -> str:
         caption = f"{title}; {told}" if told else title
         figures.append(f"<figure><figcaption>{escape(caption)}</figcaption>{chart(points, floor=floor)}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")

@@ -14,19 +14,8 @@ from bronze_assets import audit
 from bronze_assets.capture import manifest
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import open_lake
-from bronze_assets.operations.kpis import (
-    KINDS,
-    PERIOD,
-    Facts,
-    Known,
-    KpiReport,
-    Load,
-    State,
-    facts_of_lake,
-    judge,
-    loaded_by_files,
-    shown,
-)
+from bronze_assets.operations.kpi_facts import PERIOD, Facts, Known, Load, facts_of_lake
+from bronze_assets.operations.kpis import KINDS, KpiReport, State, judge, loaded_by_files, shown
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets.orchestration.capture import changes_key
 from bronze_assets.orchestration.runs import without_values
