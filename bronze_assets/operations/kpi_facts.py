@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.batches import BATCHES
+from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import OPEN, Lakehouse
 from bronze_assets.sources.ledger import LEDGER
 from bronze_assets.storage import sql_literal
