@@ -86,7 +86,7 @@ def judged(table: BronzeTable = ORDERS, facts: Facts = NOTHING, known: Known = N
     return judge("s", [table], {table.name: facts}, {table.name: known}, NOW, **told).tables[0]
 
 
-def state(table: TableKpis, name: str) -> tuple[str, float | None]:
+def state(table: TableKpis, name: str) -> tuple[str, Any]:
     return table.kpi(name).state.value, table.kpi(name).value
 
 
@@ -108,7 +108,9 @@ def test_a_bad_load_is_found_by_the_checks_of_the_report_and_a_good_one_makes_it
     def reported() -> tuple[dict[str, dg.AssetCheckEvaluation], dict[str, Any], dict[str, Any]]:
         result = definitions.resolve_job_def("kpi_report").execute_in_process(instance=instance)
         (event,) = result.get_asset_materialization_events()
-        metadata = {n: v.value for n, v in event.step_materialization_data.materialization.metadata.items()}
+        metadata: dict[str, Any] = {
+            n: v.value for n, v in event.step_materialization_data.materialization.metadata.items()
+        }
         told = json.loads(Path(metadata["path"]).with_suffix(".json").read_text())
         return {e.check_name: e for e in result.get_asset_check_evaluations()}, metadata, told
 
@@ -148,11 +150,13 @@ def test_a_bad_load_is_found_by_the_checks_of_the_report_and_a_good_one_makes_it
 
     assert checks["error_rate"].passed
     assert checks["error_rate"].metadata["tables"].value == {}
-    audited = sorted(lake_reader.read(settings.lake / SCHEMA / "bz_audit_log"), key=lambda r: r["processing_end_time"])
+    audit_rows = sorted(
+        lake_reader.read(settings.lake / SCHEMA / "bz_audit_log"), key=lambda r: r["processing_end_time"]
+    )
     assert [point["score"] for point in told["tables"][0]["points"]] == [
-        pytest.approx(row["data_quality_avg_score"]) for row in audited
+        pytest.approx(row["data_quality_avg_score"]) for row in audit_rows
     ]
-    assert len(audited) == 2
+    assert len(audit_rows) == 2
 
 
 @pytest.mark.usefixtures("no_jvm")
@@ -548,7 +552,12 @@ def test_the_command_writes_through_dagster_and_opens_the_page_where_somebody_ca
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+
+    def open_(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", open_)
     for name in ("BRONZE_LAKE", "BRONZE_LANDING", "BRONZE_ARCHIVE", "WAYLAND_DISPLAY", "DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BRONZE_HOME", str(home))

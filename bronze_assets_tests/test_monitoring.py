@@ -100,7 +100,8 @@ class TestDashboard:
 
     def test_is_one_as_databricks_knows_it(self) -> None:
         # Raises for a field that does not exist, at any depth.
-        assert Dashboard.from_dict(self.body()).as_dict() == self.body()
+        body: Any = self.body()
+        assert Dashboard.from_dict(body).as_dict() == body
 
     def test_is_read_by_those_who_may_read_the_audit_log(self) -> None:
         readers = {one["group_name"] for one in self.body()["permissions"]}
@@ -118,10 +119,10 @@ class TestDashboard:
 
     def test_shows_only_columns_that_the_query_has(self) -> None:
         definition = self.definition()
-        query = sqlglot.parse_one(monitoring_query("t"), dialect="databricks")
+        query: Any = sqlglot.parse_one(monitoring_query("t"), dialect="databricks")
         columns = {*query.named_selects, "schema"}
         (dataset,) = definition["datasets"]
-        selected = sqlglot.parse_one("".join(dataset["queryLines"]), dialect="databricks")
+        selected: Any = sqlglot.parse_one("".join(dataset["queryLines"]), dialect="databricks")
         assert set(selected.named_selects) == columns
         names = set()
         for page in definition["pages"]:
