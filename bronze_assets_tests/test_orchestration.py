@@ -31,6 +31,7 @@ from bronze_assets.errors import (
 )
 from bronze_assets.orchestration import assets as assets_module
 from bronze_assets.orchestration import runs as runs_module
+from bronze_assets.orchestration.kpis import report_key
 from bronze_assets.orchestration.resources import STEP_LAUNCHER, Loader
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, BronzeTable, Cadence
@@ -188,15 +189,18 @@ class TestGraph:
         for table in TABLES:
             node = graph.get(assets_module.asset_key(table))
             assert {key.to_user_string() for key in node.parent_keys} == {SOURCES[table.name]}
-            assert {key.to_user_string() for key in node.child_keys} == {
+            report = report_key(table.schema)
+            assert {key.to_user_string() for key in node.child_keys - {report}} == {
                 f"{table.schema}/{table.quarantine_name}",
                 f"{table.schema}/bz_audit_log",
             }
+            assert report in node.child_keys
             assert f"{node.group_name}_bronze" == table.schema
             assert node.owners == list(table.owners)
             assert node.is_materializable
-            assert not any(graph.get(key).is_materializable for key in {*node.parent_keys, *node.child_keys})
-        assert len(graph.materializable_asset_keys) == 13
+            assert not any(graph.get(key).is_materializable for key in {*node.parent_keys, *node.child_keys} - {report})
+        # The tables, and a report of each schema.
+        assert len(graph.materializable_asset_keys) == 13 + 2
 
     def test_partitions_are_utc_and_include_the_one_in_progress(self, settings: Settings) -> None:
         for table in TABLES:

@@ -46,6 +46,15 @@ figcaption { font-size: .85rem; color: var(--soft); }
 figure svg { display: block; width: 100%; height: auto; max-width: 22rem; }
 details { margin-top: .5rem; }
 td small { display: block; color: var(--soft); }
+table.kpis td.number { white-space: nowrap; }
+@media (max-width: 40rem) { table.kpis thead { display: none; }
+  table.kpis, table.kpis tbody { display: block; }
+  table.kpis tr { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 .7rem; padding: .4rem .7rem;
+    border-top: 1px solid var(--line); }
+  table.kpis td { border: 0; padding: 0; }
+  table.kpis td:nth-child(n+3) { grid-column: 1 / -1; font-size: .85rem; text-align: left; color: var(--soft); }
+  table.kpis td:nth-child(3)::before { content: "Threshold "; }
+  table.kpis td:nth-child(4)::before { content: "Target "; } }
 nav { margin: .3rem 0; }
 """
 
@@ -135,8 +144,8 @@ def _todo(kpi: Mapping[str, Any], runbook: str) -> str:
     bound = "at least" if kpi["least"] else "at most"
     where = f"{runbook}#{kpi['name']}"
     return (
-        f'<li><strong>{escape(kpi["title"])} <span class="{mood}">{escape(kpi["shown"])}</span></strong>'
-        f' <span class="soft">({mark.partition(" ")[2]}; {bound} {escape(kpi["threshold_shown"])})</span><br>'
+        f'<li><strong>{escape(kpi["title"])} <span class="{mood}">{_close(kpi["shown"])}</span></strong>'
+        f' <span class="soft">({mark.partition(" ")[2]}; {bound} {_close(kpi["threshold_shown"])})</span><br>'
         f"{words(kpi['reason'])}<br><strong>Next:</strong> {words(NEXT_STEP[kpi['name']])}"
         f' <a href="{escape(where, quote=True)}">Runbook: {escape(kpi["name"])}</a></li>'
     )
@@ -156,8 +165,8 @@ def _numbers(kpis: Sequence[Mapping[str, Any]]) -> str:
             f'<td class="number">{escape(threshold)}</td><td class="number">{escape(target + missed)}</td></tr>'
         )
     return (
-        '<div class="wide"><table><thead><tr><th>KPI</th><th class="number">Now</th><th class="number">Threshold</th>'
-        f'<th class="number">Target</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        '<div class="wide"><table class="kpis"><thead><tr><th>KPI</th><th class="number">Now</th>'
+        f'<th class="number">Threshold</th><th class="number">Target</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -181,6 +190,11 @@ def _charts(table: Mapping[str, Any]) -> str:
         caption = f"{title}; {told}" if told else title
         figures.append(f"<figure><figcaption>{escape(caption)}</figcaption>{chart(points, floor=floor)}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _close(text: str) -> str:
+    """A number that stays with its unit."""
+    return escape(text).replace(" ", "&nbsp;")
 
 
 def _signed(text: str) -> str:
