@@ -38,6 +38,16 @@ def test_a_line_per_table_and_a_total_that_adds_up() -> None:
     assert "make ui" in text
 
 
+def test_the_kpi_pages_are_named_at_the_end() -> None:
+    pages = [Path("/home/reports/kpi_a.html"), Path("/home/reports/kpi_b.html")]
+
+    lines = render([loaded("bz_orders")], lake=LAKE, kpis=pages).splitlines()
+
+    at = lines.index(f"The tables   {LAKE}")
+    assert lines[at + 1 : at + 3] == [f"The KPIs     {pages[0]}", f"             {pages[1]}"]
+    assert "KPIs" not in render([loaded("bz_orders")], lake=LAKE)
+
+
 def test_columns_are_aligned_whatever_the_numbers() -> None:
     text = render(
         [loaded("bz_a", read=1, loaded=1), loaded("bz_a_long_name", read=123_456_789, loaded=123_456_789)],

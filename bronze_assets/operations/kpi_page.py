@@ -166,7 +166,8 @@ def _numbers(kpis: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         '<div class="wide"><table class="kpis"><thead><tr><th>KPI</th><th class="number">Now</th>'
-        f'<th class="number">Threshold</th><th class="number">Target</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        '<th class="number">Threshold</th><th class="number">Target</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
