@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,3 +163,26 @@ def test_the_report_names_every_folder_that_the_next_command_must_share(
 
     (line,) = re.findall(r"^The UI +(.*)$", capsys.readouterr().out, re.MULTILINE)
     assert line == f"BRONZE_HOME={home} {said}"
+
+
+def test_a_load_ends_with_the_kpi_pages_and_no_report_fails_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bronze_assets.orchestration.launch.load_current", lambda *_: [])
+    settings = Settings.from_environment({"BRONZE_HOME": str(home)})
+
+    assert load_and_report(settings, began=time.monotonic()) == 0
+
+    (line,) = re.findall(r"^The KPIs +(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert line == str(home / "reports" / "kpi_inventory_bronze.html")
+    assert Path(line).is_file()
+
+    shutil.rmtree(home / "reports")
+    (home / "reports").write_text("a file where the folder belongs")
+
+    assert load_and_report(settings, began=time.monotonic()) == 0
+
+    said = capsys.readouterr().out
+    assert "reports cannot be written" in said
+    assert "The KPIs" not in said
+    assert "The UI" in said

@@ -47,7 +47,6 @@ ISSUE = {
     "quality_score": (85, None),
     "error_rate": (None, 0.02),
     "storage_growth": (0.20, None),
-    "availability": (0.999, None),
     "throughput": (1_000_000, None),
     "cost": (0.10, None),
     "time_to_insight": (1800, None),
@@ -382,13 +381,9 @@ def test_each_threshold_is_the_one_of_the_issue(name: str) -> None:
             "throughput": lambda: [load(ended, read=10**6, seconds=3600 * 10**6 / value)],
             "backlog": lambda: [load(NOW, backlog_files=1, backlog_seconds=value)],
         }
-        days = 1000
-        done = {f"{NOW - n * DAY:%F}": NOW - n * DAY for n in range(1, 31)}
         facts = Facts(
             loads=tuple(loads[name]()) if name in loads else (),
             bytes=round((1 + value) * 10**9) if name == "storage_growth" else None,
-            first_load=NOW - days * DAY,
-            done=done,
         )
         known = Known(
             cost_per_gb=value if name == "cost" else None,
@@ -398,9 +393,6 @@ def test_each_threshold_is_the_one_of_the_issue(name: str) -> None:
         )
         return judged(table, facts, known).kpi(name).state.value
 
-    if name == "availability":
-        # 1 of 1,000 hours is not enough, and fewer windows cannot miss by less.
-        return
     assert at(bound) == "ok"
     assert at(beyond) == ("critical" if warning is None else "warning")
 
@@ -519,6 +511,15 @@ class TestAvailability:
         done = self.days(10, 12) | {"2026-06-11": dt.datetime(2026, 6, 14, 9, 30, tzinfo=dt.UTC)}
         facts = Facts(first_load=first, done=done, arrived=arrived)
         assert self.share(SENSORS, facts) == "3 of 4 partitions were loaded in time."
+
+    def test_one_missed_hour_of_thirty_days_is_more_than_a_thousandth(self) -> None:
+        hours = [NOW.replace(minute=0) - n * HOUR for n in range(30 * 24)]
+        done = {f"{hour:%F-%H}:00": hour for hour in hours}
+        facts = Facts(first_load=NOW - 300 * DAY, done=done)
+        assert state(judged(STOCK, facts), "availability") == ("ok", 1.0)
+        del done[f"{hours[100]:%F-%H}:00"]
+        assert state(judged(STOCK, facts), "availability") == ("warning", pytest.approx(717 / 718))
+        assert judged(STOCK, facts).kpi("availability").threshold == 0.999
 
     def test_is_not_known_before_anything_was_due(self) -> None:
         assert judged(WAREHOUSES, Facts(first_load=NOW, done=self.days(15))).kpi("availability").value is None
