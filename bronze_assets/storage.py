@@ -595,7 +595,9 @@ class FolderStorage(Storage):
             # Of files that the log has forgotten, as after a checkpoint, nobody can tell whether a writer is about to
             # commit them: they have to be a week old.
             hours = math.ceil(max(retention, dt.timedelta(days=7)) / dt.timedelta(hours=1))
-            return len({*removed, *table.vacuum(hours, dry_run=dry_run, full=True)})
+            rest = table.vacuum(hours, dry_run=dry_run, full=True)
+            # What is still there is in both.
+            return max(len(removed), len(rest)) if dry_run else len(removed) + len(rest)
         except Exception as error:  # delta-rs raises what the storage behind a URI raises
             kind = type(error).__name__
         raise not_vacuumed(location, kind)
