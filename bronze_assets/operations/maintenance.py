@@ -322,7 +322,7 @@ def failure(outcomes: Sequence[Outcome]) -> LakeError | None:
     names = ", ".join(dict.fromkeys(one.table for one in failed))
     return LakeError(
         f"maintenance of {names} failed; the others are done. {failed[0].table}: {failed[0].error}",
-        "mend what is said of each and run it again: what is done already is skipped.",
+        "mend that and run it again: what is done already is skipped.",
     )
 
 
@@ -494,7 +494,7 @@ def _forgotten(
             return replace(outcome, skipped=f"since this is a dry run; {due:,} erasures have come of age")
         found = removal.remove_due(lake, [table], clock, who="vacuum_tables", run_id=run_id)
     except BronzeError as error:
-        return replace(outcome, error=safe_message(error))
+        return replace(outcome, error=safe_message(error).removeprefix(f"{table.name}: "))
     if not found:
         return replace(outcome, skipped=f"no erasure of {ERASURE_LOG} has come of age")
     return replace(outcome, action=f"{REMOVE_ERASED}, {found[0].erasures:,} erasures", removed=found[0].files)
@@ -559,7 +559,7 @@ def _tried(
     except Conflict:
         raise
     except Exception as error:
-        outcome = replace(outcome, error=safe_message(error))
+        outcome = replace(outcome, error=safe_message(error).removeprefix(f"{name}: "))
     return replace(outcome, seconds=round(time.monotonic() - begun, 3))
 
 

@@ -8,6 +8,7 @@ They have a pool of their own: of two only one runs, and no load waits for it.
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -311,7 +312,7 @@ def _show(context: dg.OpExecutionContext, work: Callable[[], list[Outcome]]) -> 
     outcomes = without_values(work)
     records = [dg.TableRecord({name: _cell(getattr(one, name)) for name in _TOLD}) for one in outcomes]
     columns = [dg.TableColumn(name, "int" if name in _NUMBERS else "string") for name in _TOLD]
-    told = {
+    told: dict[str, dg.MetadataValue[Any] | int] = {
         "tables": dg.MetadataValue.table(records, schema=dg.TableSchema(columns=columns)),
         "done": sum(not one.skipped and one.error is None for one in outcomes),
         "skipped": sum(bool(one.skipped) for one in outcomes),
