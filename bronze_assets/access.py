@@ -29,6 +29,7 @@ ACCESS_LOG = "bz_access_log"
 ERASURE_LOG = "bz_erasure_log"
 GRANT_CHECKS = "bz_grant_checks"
 DERIVED_TABLES = "bz_derived_tables"
+MAINTENANCE_LOG = "bz_maintenance_log"
 
 
 class Role(enum.StrEnum):
@@ -96,6 +97,7 @@ CONTROLS = (
     Control(LEASES, frozenset({Role.ENGINEERS}), "who is loading"),
     Control(LEDGER, frozenset({Role.ENGINEERS}), "what happened to each file"),
     Control(SCHEMA_VERSIONS, frozenset({Role.ENGINEERS, Role.AUDITORS}), "who accepted which column"),
+    Control(MAINTENANCE_LOG, frozenset({Role.ENGINEERS, Role.AUDITORS}), "what maintenance did to each table's files"),
     Control(
         GRANT_CHECKS,
         frozenset({Role.PRIVACY_OFFICERS, Role.AUDITORS}),

@@ -29,6 +29,7 @@ from bronze_assets.storage import (
     Change,
     Commit,
     Conflict,
+    DataFile,
     Described,
     Storage,
     TableSize,
@@ -206,7 +207,7 @@ class CatalogStorage(Storage):
             f" values ({', '.join(f's.{name}' for name in names)})",
             "update": f"when matched and ({where}) then update set"
             f" {', '.join(f't.{name} = s.{name}' for name in names)}",
-            "delete": "when matched then delete",
+            "delete": f"when matched and ({where}) then delete",
         }
         with _written(location):
             session.createDataFrame(rows).createOrReplaceTempView(view)
@@ -278,12 +279,49 @@ class CatalogStorage(Storage):
         return min(c.version for c in commits) + 1
 
     @override
-    def vacuum(self, location: str, retention: dt.timedelta) -> int:
-        if self._tried(f"vacuum {self.identifier(location)}") is None:
+    def vacuum(self, location: str, retention: dt.timedelta, *, dry_run: bool = False) -> int:
+        done = self._tried(f"vacuum {self.identifier(location)}{' dry run' if dry_run else ''}")
+        if done is None:
             raise not_vacuumed(location, "VACUUM was refused")
+        if dry_run:
+            return done.count()
         # How many files went stands in the history where the catalog logs it.
         ended = next((c for c in self.history(location, 5) if c.operation == "VACUUM END"), None)
         return int(ended.metrics.get("numDeletedFiles", 0)) if ended else 0
+
+    @override
+    def files(self, location: str, partition_by: str | None = None) -> list[DataFile]:
+        # What the log says of single files nobody tells; a file without rows is not seen.
+        part = f"cast(`{partition_by}` as string)" if partition_by else "cast(null as string)"
+        told = "_metadata.file_path as path, _metadata.file_size as size, _metadata.file_modification_time as modified"
+        each = f"select {told}, {part} as part from {self.identifier(location)}"
+        with _told(location):
+            rows = self._session().sql(
+                "select part, max(size) as size, unix_millis(max(modified)) as modified"
+                f" from ({each}) group by path, part"
+            )
+            return [
+                DataFile(row["part"], int(row["size"]), dt.datetime.fromtimestamp(row["modified"] / 1000, dt.UTC))
+                for row in rows.collect()
+            ]
+
+    @override
+    def stored(self, location: str) -> tuple[int, int] | None:
+        return None
+
+    @override
+    def analyze(self, location: str) -> bool:
+        # Spark's own catalog refuses it of Delta tables.
+        return self._tried(f"analyze table {self.identifier(location)} compute statistics") is not None
+
+    @override
+    def clean(self, location: str, *, compact: bool) -> bool:
+        """Checkpoints and the log's expiry are Delta's own."""
+        if compact:
+            with _written(location):
+                self._session().sql(f"optimize {self.identifier(location)}")
+        self.vacuum(location, dt.timedelta(0))
+        return True
 
     @override
     def purge(self, location: str) -> None:
@@ -293,7 +331,7 @@ class CatalogStorage(Storage):
 
     @override
     def tidy(self, location: str, *, compact: bool) -> None:
-        """Left to the maintenance job of the bundle."""
+        """Left to the jobs of maintenance."""
 
     @override
     def tidy_private(self, schema: str, location: str) -> None:

@@ -17,6 +17,7 @@ from bronze_assets.orchestration.erasure import erasure_definitions
 from bronze_assets.orchestration.evolution import accept_schema_job
 from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
 from bronze_assets.orchestration.kpis import kpis_definitions
+from bronze_assets.orchestration.maintenance import maintenance_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
 from bronze_assets.orchestration.quarantine import replay_job
 from bronze_assets.orchestration.resources import STEP_LAUNCHER, loader_resource
@@ -60,6 +61,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
         kpis_definitions(settings, tables),
+        maintenance_definitions(settings, tables),
     )
 
 

@@ -31,8 +31,18 @@ from bronze_assets.errors import StaleBase
 from bronze_assets.private_tables import INCOMING, PrivateTables, merge
 from bronze_assets.settings import Settings
 from bronze_assets.spark_errors import SPARK_ERRORS
-from bronze_assets.storage import OVERTAKEN, Commit, Described, FolderStorage, TableSize, spark_literal, sql_literal
-from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
+from bronze_assets.storage import (
+    OVERTAKEN,
+    Commit,
+    Conflict,
+    Described,
+    FolderStorage,
+    Rewritten,
+    TableSize,
+    spark_literal,
+    sql_literal,
+)
+from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable, Pii
 
 _PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
@@ -41,6 +51,11 @@ _PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
+_STATISTICS = "delta.dataSkippingStatsColumns"
+SMALL_FILE = 128 * 2**20
+"""Bytes below which a file is small."""
+LARGE_FILE = 2**30
+"""Most bytes of a file that maintenance writes."""
 logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
@@ -111,7 +126,7 @@ class Lakehouse(PrivateTables):
             self.storage.create(
                 place,
                 arrow_schema(QUARANTINE),
-                {**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
+                {**_PROPERTIES, _STATISTICS: "row_key,batch_id,last_batch_id"},
                 description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
             )
             return
@@ -392,12 +407,13 @@ class Lakehouse(PrivateTables):
         action = f"when matched then update set {', '.join(f'{name} = null' for name in names)}"
         return self._merge_keys(session, location, keys, mark, on, action)
 
-    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+    def vacuum(self, location: str, retention: dt.timedelta, *, dry_run: bool = False) -> int:
         """Remove the files that a table has had for no version since its retention, its change data among them.
 
         Args:
             location: path or URI.
             retention: of the table.
+            dry_run: only count them.
 
         Returns:
             How many files that was.
@@ -405,7 +421,38 @@ class Lakehouse(PrivateTables):
         Raises:
             LakeError: they cannot be removed.
         """
-        return self.storage.vacuum(location, retention)
+        return self.storage.vacuum(location, retention, dry_run=dry_run)
+
+    def optimize(
+        self, session: SparkSession, location: str, *, where: str | None = None, z_order: Sequence[str] = ()
+    ) -> Rewritten:
+        """Put files below `SMALL_FILE` together into files of up to `LARGE_FILE`; see `Storage.optimize`.
+
+        Raises:
+            Conflict: another has changed the same files meanwhile; nothing was written.
+            LakeError: the files cannot be written.
+        """
+        return self.storage.optimize(
+            session, location, where=where, z_order=z_order, small=SMALL_FILE, large=LARGE_FILE
+        )
+
+    def ensure_statistics(self, session: SparkSession, table: BronzeTable) -> None:
+        """See that Delta keeps statistics of the columns by which the table is clustered: it clusters by no others.
+
+        Raises:
+            Conflict: another has committed meanwhile; nothing was written.
+        """
+        described = self.described(self.location(table.schema, table.name))
+        known = described.properties.get(_STATISTICS, "").split(",") if described else []
+        if set(clustered_by(table)) <= set(known):
+            return
+        name = self.identifier(table.schema, table.name)
+        try:
+            session.sql(f"alter table {name} set tblproperties ('{_STATISTICS}' = '{_statistics(table)}')")
+        except SPARK_ERRORS as error:
+            if OVERTAKEN.search(str(error)[:2000]):
+                raise Conflict(name) from None
+            raise
 
     def _merge_keys(
         self, session: SparkSession, location: str, keys: Sequence[str], mark: str, on: str, action: str
@@ -440,8 +487,7 @@ class Lakehouse(PrivateTables):
             made = made.addColumn(LOAD_DATE, "date", generatedAlwaysAs=_LOAD_DATE_OF, comment=_LOAD_DATE_COMMENT)
         if layout:
             made = made.partitionedBy(layout)
-        statistics = ",".join([*(c.name for c in table.key), "batch_id"])
-        for name, value in {**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics}.items():
+        for name, value in {**_PROPERTIES, _STATISTICS: _statistics(table)}.items():
             made = made.property(name, value)
         made.execute()
 
@@ -452,6 +498,18 @@ class Lakehouse(PrivateTables):
             "load the partition again; loads of one table belong into one Dagster pool.",
             table=table.name,
         )
+
+
+def clustered_by(table: BronzeTable) -> list[str]:
+    """The columns by which the table's files are clustered: those declared, but for the column that partitions it, and
+    for personal data, whose least and greatest values would stand in the log.
+    """
+    columns = (table.column(name) for name in table.layout.z_order)
+    return [c.name for c in columns if c.name != table.layout.partition_by and c.pii is Pii.NONE]
+
+
+def _statistics(table: BronzeTable) -> str:
+    return ",".join(dict.fromkeys([*(c.name for c in table.key), "batch_id", *clustered_by(table)]))
 
 
 def _merge(rows: DataFrame, mark: str, statement: str) -> int:

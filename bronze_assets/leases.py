@@ -79,6 +79,18 @@ def holder(lake: ControlTables, schema: str, name: str, seconds: float, now: dt.
     return None
 
 
+def forget_released(lake: ControlTables, schema: str, before: dt.datetime) -> int:
+    """Remove the rows of those who had let go before that moment; returns how many there were."""
+    moment = before.astimezone(dt.UTC)
+    gone = [row for row in _rows(lake, schema, "released") if row["beat_time"] < moment]
+    if gone:
+        rows, place = pa.Table.from_pylist(gone, schema=_LEASE), lake.location(schema, LEASES)
+        # Not those whom somebody has taken over meanwhile.
+        same = "t.released and t.token = s.token"
+        retried(lambda: lake.storage.merge(place, rows, ("delete",), on="table_name", where=same))
+    return len(gone)
+
+
 @contextmanager
 def alone(storage: Storage, schema: str, seconds: float) -> Iterator[None]:
     """Hold the private tables of a schema alone; who comes later waits, who holds them already is waited for.

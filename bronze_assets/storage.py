@@ -26,10 +26,12 @@ import pyarrow as pa
 from delta.tables import DeltaTableBuilder
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from typing_extensions import override
 
 from bronze_assets.errors import LakeError, TableBusy
+from bronze_assets.spark_errors import SPARK_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,31 @@ class Described:
     soft_deleted: bool
     statistics: bool
     retention: dt.timedelta
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a version of a table.
+
+    Attributes:
+        partition: the text of its value of the column that the table is partitioned by; None for NULL, and where the
+            table is not partitioned.
+    """
+
+    partition: str | None
+    bytes: int
+    modified: dt.datetime
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What an OPTIMIZE put in the place of files; `version` is None where it found nothing to do."""
+
+    removed: int
+    added: int
+    removed_bytes: int
+    added_bytes: int
+    version: int | None
 
 
 class Storage(ABC):
@@ -199,7 +226,7 @@ class Storage(ABC):
         Args:
             on: the column that tells rows apart.
             value: of that column, where all rows have the same.
-            where: condition of an update; `t` is the row there, `s` the new one.
+            where: condition of an update or delete; `t` is the row there, `s` the new one.
 
         Raises:
             Conflict, LakeError
@@ -257,11 +284,82 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+    def vacuum(self, location: str, retention: dt.timedelta, *, dry_run: bool = False) -> int:
         """Remove files of which the table has had no use since its retention; returns how many, as far as is known.
+
+        Args:
+            dry_run: only count them.
 
         Raises:
             LakeError: they cannot be removed.
+        """
+
+    def optimize(
+        self,
+        session: SparkSession,
+        location: str,
+        *,
+        where: str | None = None,
+        z_order: Sequence[str] = (),
+        small: int,
+        large: int,
+    ) -> Rewritten:
+        """Put small files together, by Spark; rows stay as they are, and nobody waits for it.
+
+        Args:
+            where: of the column that the table is partitioned by; None takes all files.
+            z_order: columns to cluster by; all files that `where` leaves are written anew then.
+            small: bytes from which a file stays as it is, unless clustered.
+            large: most bytes of a new file.
+
+        Raises:
+            Conflict: another has changed the same files meanwhile; nothing was written.
+            LakeError: the files cannot be written.
+        """
+        statement = f"optimize {self.identifier(location)}"
+        statement += f" where {where}" if where else ""
+        statement += f" zorder by ({', '.join(f'`{name}`' for name in z_order)})" if z_order else ""
+        sizes = {"minFileSize": str(small), "maxFileSize": str(large)}
+        try:
+            with _configured(session, {f"spark.databricks.delta.optimize.{name}": n for name, n in sizes.items()}):
+                told = session.sql(statement).collect()[0]["metrics"]
+        except SPARK_ERRORS as error:
+            if OVERTAKEN.search(str(error)[:2000]):
+                raise Conflict(location) from None
+            raise unwritable(location, error) from error
+        removed, added = int(told["numFilesRemoved"]), int(told["numFilesAdded"])
+        if not removed:
+            return Rewritten(0, 0, 0, 0, None)
+        version = next((one.version for one in self.history(location, 20) if one.operation == "OPTIMIZE"), None)
+        sizes_of = (told["filesRemoved"]["totalSize"], told["filesAdded"]["totalSize"])
+        return Rewritten(removed, added, int(sizes_of[0] or 0), int(sizes_of[1] or 0), version)
+
+    @abstractmethod
+    def files(self, location: str, partition_by: str | None = None) -> list[DataFile]:
+        """The files of the current version.
+
+        Args:
+            partition_by: the column that the table is partitioned by.
+        """
+
+    @abstractmethod
+    def stored(self, location: str) -> tuple[int, int] | None:
+        """Data files and their bytes as they lie there, those of earlier versions too; None where nobody tells."""
+
+    @abstractmethod
+    def analyze(self, location: str) -> bool:
+        """Let the catalog compute the statistics by which queries are planned; whether there is one that does."""
+
+    @abstractmethod
+    def clean(self, location: str, *, compact: bool) -> bool:
+        """Put a control table's small files together, write a checkpoint, and remove what of files and log has had its
+        retention; False if somebody is at it already.
+
+        Args:
+            compact: whether rows are appended only.
+
+        Raises:
+            LakeError: a file cannot be read or written.
         """
 
     @abstractmethod
@@ -444,7 +542,7 @@ class FolderStorage(Storage):
                     case "update":
                         merger = merger.when_matched_update_all(predicate=None if where == "true" else where)
                     case "delete":
-                        merger = merger.when_matched_delete()
+                        merger = merger.when_matched_delete(predicate=None if where == "true" else where)
             merger.execute()
 
     @override
@@ -490,17 +588,44 @@ class FolderStorage(Storage):
         return 1 if before is None else before + 1
 
     @override
-    def vacuum(self, location: str, retention: dt.timedelta) -> int:
+    def vacuum(self, location: str, retention: dt.timedelta, *, dry_run: bool = False) -> int:
         try:
             table = DeltaTable(location)
-            removed = table.vacuum(dry_run=False)
             # Of files that the log has forgotten, as after a checkpoint, nobody can tell whether a writer is about to
             # commit them: they have to be a week old.
             hours = math.ceil(max(retention, dt.timedelta(days=7)) / dt.timedelta(hours=1))
-            return len(removed) + len(table.vacuum(hours, dry_run=False, full=True))
+            there = None if "://" in location else {path.name for path in Path(location).rglob("*.parquet")}
+            told = [*table.vacuum(dry_run=dry_run), *table.vacuum(hours, dry_run=dry_run, full=True)]
+            # Both name a file, each in its own way, and again when it is gone (tried, deltalake 1.6.6).
+            names = {name.rsplit("/", 1)[-1] for name in told}
+            return len(names if there is None else names & there)
         except Exception as error:  # delta-rs raises what the storage behind a URI raises
             kind = type(error).__name__
         raise not_vacuumed(location, kind)
+
+    @override
+    def files(self, location: str, partition_by: str | None = None) -> list[DataFile]:
+        actions = pa.table(DeltaTable(location).get_add_actions(flatten=True))
+        parts = actions[f"partition.{partition_by}"].to_pylist() if partition_by else [None] * actions.num_rows
+        told = zip(parts, actions["size_bytes"].to_pylist(), actions["modification_time"].to_pylist(), strict=True)
+        return [
+            DataFile(None if part is None else str(part), size, dt.datetime.fromtimestamp(moment / 1000, dt.UTC))
+            for part, size, moment in told
+        ]
+
+    @override
+    def stored(self, location: str) -> tuple[int, int] | None:
+        sizes = []
+        for file in Path(location).rglob("*.parquet"):
+            if "_delta_log" not in file.parts:
+                # It may be gone by now.
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append(file.stat().st_size)
+        return len(sizes), sum(sizes)
+
+    @override
+    def analyze(self, location: str) -> bool:
+        return False
 
     @override
     def purge(self, location: str) -> None:
@@ -516,9 +641,22 @@ class FolderStorage(Storage):
     @override
     def tidy(self, location: str, *, compact: bool) -> None:
         """Every hundredth commit: each of them is a file."""
-        table = DeltaTable(location)
-        if table.version() % TIDY_EVERY:
+        if DeltaTable(location).version() % TIDY_EVERY:
             return
+        try:
+            self._cleaned(location, compact)
+        except (DeltaError, OSError) as error:
+            # Files that stay small cost time, not rows; the next hundredth commit comes.
+            logger.debug("%s was not tidied (%s)", location, type(error).__name__)
+
+    @override
+    def clean(self, location: str, *, compact: bool) -> bool:
+        try:
+            return self._cleaned(location, compact, expire=True)
+        except (DeltaError, OSError) as error:
+            raise unwritable(location, error) from error
+
+    def _cleaned(self, location: str, compact: bool, *, expire: bool = False) -> bool:
         # delta-rs does not notice two compactions of the same files, whose rows are there twice then (tried, 1.6.6):
         # one at a time, and none of a table whose rows are replaced. The lock's file is hidden, so that whoever lists
         # the schema's folder finds tables alone.
@@ -526,16 +664,15 @@ class FolderStorage(Storage):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                return
-            try:
-                table.update_incremental()
-                if compact:
-                    table.optimize.compact()
-                table.vacuum(dry_run=False)
-                table.create_checkpoint()
-            except (DeltaError, OSError) as error:
-                # Files that stay small cost time, not rows; the next hundredth commit comes.
-                logger.debug("%s was not tidied (%s)", location, type(error).__name__)
+                return False
+            table = DeltaTable(location)
+            if compact:
+                table.optimize.compact()
+            table.vacuum(dry_run=False)
+            table.create_checkpoint()
+            if expire:
+                table.cleanup_metadata()
+            return True
 
     @override
     def tidy_private(self, schema: str, location: str) -> None:
@@ -648,6 +785,21 @@ def _locked(lock: IO[str], *, alone: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _configured(session: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
+    """A session with other values of its configuration; serverless compute keeps its own."""
+    before = {name: session.conf.get(name, None) for name in values}
+    try:
+        for name, value in values.items():
+            with contextlib.suppress(AnalysisException):
+                session.conf.set(name, value)
+        yield
+    finally:
+        for name, old in before.items():
+            with contextlib.suppress(AnalysisException):
+                session.conf.unset(name) if old is None else session.conf.set(name, old)
 
 
 @contextlib.contextmanager
