@@ -8,6 +8,7 @@ import dagster as dg
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.orchestration.access import access_definitions
+from bronze_assets.orchestration.alerts import alerts_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
@@ -60,6 +61,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         erasure_definitions(settings, tables),
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
+        alerts_definitions(settings, tables),
         kpis_definitions(settings, tables),
         maintenance_definitions(settings, tables),
     )

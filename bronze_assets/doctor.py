@@ -19,6 +19,7 @@ from upath import UPath
 from bronze_assets import doctor_databricks, engine
 from bronze_assets.errors import BronzeError, KeyMissing, LakeError, SourceUnreachable
 from bronze_assets.findings import Finding, Look, run_looks
+from bronze_assets.operations.channels import look_at_channels
 from bronze_assets.privacy.keys import existing_ring
 from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.sources.landing import LandingZone
@@ -38,8 +39,11 @@ def examine(settings: Settings, tables: Sequence[BronzeTable]) -> Iterator[Findi
     if settings.databricks is None:
         return run_looks(_local_looks(settings, tables))
     # Loads run there: this machine needs neither Java nor a lake.
-    home: Look = ("home", lambda: _home(settings))
-    return itertools.chain(run_looks([home]), doctor_databricks.examine(settings, settings.databricks, tables))
+    here: list[Look] = [
+        ("home", lambda: _home(settings)),
+        ("alerts", lambda: list(look_at_channels(settings))),
+    ]
+    return itertools.chain(run_looks(here), doctor_databricks.examine(settings, settings.databricks, tables))
 
 
 def _local_looks(settings: Settings, tables: Sequence[BronzeTable]) -> list[Look]:
@@ -52,6 +56,7 @@ def _local_looks(settings: Settings, tables: Sequence[BronzeTable]) -> list[Look
         ("lake", lambda: _lake(settings)),
         ("landing zone", lambda: _landing(settings, tables)),
         ("master key", lambda: _master_key(settings, tables)),
+        ("alerts", lambda: list(look_at_channels(settings))),
         ("source", lambda: _source(settings, [table for table in tables if table.files is None])),
     ]
     if settings.embedded and _stopped(settings):

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from bronze_assets.alert_settings import Alerts
 from bronze_assets.databricks_settings import Databricks, Fault, faulty, matching
 from bronze_assets.errors import SettingsError
 from bronze_assets.settings import (
@@ -224,6 +225,7 @@ class EnvironmentFile(BaseModel):
             json_schema_extra={"default": "`60`"},
         ),
     ] = None
+    alerts: Annotated[Alerts | None, Field(description="Where messages go ([runbook.md](runbook.md)).")] = None
     databricks: Annotated[Databricks | None, Field(description="Loads run on Databricks. Not in `local`.")] = None
 
     @model_validator(mode="after")

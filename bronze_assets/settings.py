@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from bronze_assets.alert_settings import LOG, Alerts
 from bronze_assets.databricks_settings import Databricks, Launch, Prices
 from bronze_assets.errors import SettingsError
 
@@ -104,6 +105,8 @@ class Settings:
         search_path: `PATH`, where `java` is looked for.
         settings_file: `BRONZE_SETTINGS`, the TOML file of the environment; absolute. Its keys stand for the variables
             above, which override them. Default None.
+        alerts: the file's section `[alerts]`: where messages go. `BRONZE_ALERTS`, places separated by commas, gets all
+            of them instead. Default: all to the file `<home>/alerts.log`.
         databricks: the file's section `[databricks]`: loads run there. None without one.
         databricks_host: `DATABRICKS_HOST`, else the host of the section: the workspace, with `https://`.
         on_cluster: `BRONZE_ON_CLUSTER=1`, set by the launcher: this process runs on Databricks, where all settings are
@@ -139,7 +142,8 @@ class Settings:
     # Validated to be a place when it comes from the environment; a key pasted here by hand is not to show either.
     master_key: str = field(default="", repr=False)
     settings_file: Path | None = None
-    # Not hashed: it holds mappings.
+    # Not hashed: they hold mappings.
+    alerts: Alerts = field(default_factory=lambda: Alerts.to([LOG]), hash=False)
     databricks: Databricks | None = field(default=None, hash=False)
     databricks_host: str | None = None
     on_cluster: bool = False
@@ -177,7 +181,9 @@ class Settings:
         # Compose gives empty variables for what nobody has set.
         of_file = {name: value for name, value in file.variables().items() if not environ.get(name)}
         try:
-            return cls._of_variables({**environ, **of_file}, file.databricks, Path(path).expanduser().absolute())
+            return cls._of_variables(
+                {**environ, **of_file}, file.databricks, Path(path).expanduser().absolute(), file.alerts
+            )
         except SettingsError as error:
             named = [
                 key for key, name in environment_file.VARIABLES.items() if name in of_file and name in error.culprit
@@ -189,7 +195,11 @@ class Settings:
 
     @classmethod
     def _of_variables(
-        cls, environ: Mapping[str, str], databricks: Databricks | None, settings_file: Path | None = None
+        cls,
+        environ: Mapping[str, str],
+        databricks: Databricks | None,
+        settings_file: Path | None = None,
+        alerts: Alerts | None = None,
     ) -> Settings:
         name = environ.get("BRONZE_ENV", "local")
         try:
@@ -274,6 +284,7 @@ class Settings:
             search_path=environ.get("PATH"),
             master_key=_master_key(environ, environment, home),
             settings_file=settings_file,
+            alerts=_alerts(environ, alerts),
             databricks=databricks,
             databricks_host=_host(environ.get("DATABRICKS_HOST") or (databricks.host if databricks else None)),
             on_cluster=on_cluster == "1",
@@ -361,6 +372,22 @@ class Settings:
     def dagster_home(self) -> Path:
         """Dagster's storage folder."""
         return self.home / "dagster"
+
+
+def _alerts(environ: Mapping[str, str], of_file: Alerts | None) -> Alerts:
+    given = [place.strip() for place in environ.get("BRONZE_ALERTS", "").split(",") if place.strip()]
+    if not given:
+        return of_file or Alerts.to([LOG])
+    try:
+        return Alerts.to(given)
+    except ValueError:
+        pass
+    # What was given is not shown: it may be the secret.
+    raise SettingsError(
+        "BRONZE_ALERTS names neither log nor a place of a secret.",
+        "put the apprise URL of a channel into a file or a vault, and write where: file:/<path>,"
+        " databricks-secret://<scope>/<key> or azure-keyvault://<vault>/<secret>; several separated by commas.",
+    )
 
 
 def _prices(environ: Mapping[str, str]) -> Prices | None:
