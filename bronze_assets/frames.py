@@ -76,6 +76,16 @@ def _number(counts: Mapping[str, object], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+def _beside_code(moment: dt.datetime, never: SparkColumn) -> SparkColumn:
+    """A timestamp that Spark keeps beside the code it generates. A literal would stand in the code itself, so that each
+    load had other code than the one before, to be generated, compiled and warmed up anew.
+
+    Args:
+        never: a condition of a column that no row holds, but of which Spark does not know that.
+    """
+    return F.array(F.lit(moment), F.lit(moment))[F.coalesce(never, F.lit(False)).cast("int")]
+
+
 class Frames(abc.ABC):
     """Every frame of one batch.
 
@@ -239,8 +249,8 @@ class Frames(abc.ABC):
         source = [self._source_column(c.name, columns, deleted).alias(c.name) for c in self._table.columns]
         file_name = self._file_name()
         metadata = {
-            "load_timestamp": F.lit(now),
-            "update_timestamp": F.lit(now),
+            "load_timestamp": _beside_code(now, F.col("data_quality_score") < 0),
+            "update_timestamp": _beside_code(now, F.col("data_quality_score") < 0),
             "source_system": F.lit(self._table.source_system),
             "record_status": F.when(deleted, DELETED).otherwise(ACTIVE),
             "data_quality_score": F.when(~deleted, F.col("data_quality_score")),
@@ -293,8 +303,8 @@ class Frames(abc.ABC):
         constants = {
             "batch_id": F.lit(batch_id),
             "source_system": F.lit(self._table.source_system),
-            "first_seen": F.lit(now),
-            "last_seen": F.lit(now),
+            "first_seen": _beside_code(now, F.col("rows_in_batch") < 0),
+            "last_seen": _beside_code(now, F.col("rows_in_batch") < 0),
             "last_batch_id": F.lit(batch_id),
             "sightings": F.lit(1).cast("long"),
             "state": F.lit(OPEN),

@@ -16,21 +16,18 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from bronze_assets import engine
-from bronze_assets.processes import is_running, kill_after, process_identity
+from bronze_assets import engine, processes
+from bronze_assets.processes import is_running, process_identity
 from bronze_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,8 +36,6 @@ if TYPE_CHECKING:
 
 _STARTING_SECONDS = 60.0
 _WATCH_SECONDS = 0.5
-_LONGEST_PAUSE = 60.0
-_LONGEST_STOP = 20.0
 
 
 def connect(settings: Settings) -> SparkSession | None:
@@ -64,41 +59,9 @@ def connect(settings: Settings) -> SparkSession | None:
         return None
 
 
-@contextlib.contextmanager
-def kept_running(settings: Settings) -> Iterator[None]:
+def kept_running(settings: Settings) -> contextlib.AbstractContextManager[None]:
     """Keep a warm engine running while the block does; one that ends by itself is started again."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_supervise, args=(settings, stop), name="warm engine", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _supervise(settings: Settings, stop: threading.Event) -> None:
-    pause = 1.0
-    while not stop.is_set():
-        began = time.monotonic()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "bronze_assets.warm_engine"],
-            env=os.environ | {"BRONZE_HOME": str(settings.home)},
-            stdin=subprocess.DEVNULL,
-            # Ctrl-C comes to the UI alone, which ends its runs before their engine.
-            start_new_session=True,
-        )
-        while child.poll() is None and not stop.wait(0.2):
-            pass
-        if stop.is_set():
-            family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
-            child.terminate()
-            kill_after(family, _LONGEST_STOP)
-            child.wait()
-            return
-        # One that cannot start (no memory, no port) is not to keep the machine busy.
-        pause = 1.0 if time.monotonic() - began > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
-        stop.wait(pause)
+    return processes.kept_running(__name__, settings.home)
 
 
 def serve(settings: Settings) -> int:
@@ -110,14 +73,14 @@ def serve(settings: Settings) -> int:
     note = folder / "engine.json"
     about = {"process": process_identity(), "settings": _fingerprint(settings), "port": None, "secret": ""}
     try:
-        _write(note, about)
+        processes.write_private(note, about)
         session = engine.start_session(dataclasses.replace(settings, driver_memory=_doubled(settings.driver_memory)))
         context = session.sparkContext
         _warm_up(session, folder / "warm-up")
         gateway = context._gateway
         assert gateway is not None
         parameters = gateway.gateway_parameters
-        _write(note, about | {"port": parameters.port, "secret": parameters.auth_token})
+        processes.write_private(note, about | {"port": parameters.port, "secret": parameters.auth_token})
         jvm = psutil.Process(gateway.proc.pid)
         while os.getppid() == parent and jvm.is_running() and jvm.status() != psutil.STATUS_ZOMBIE:
             time.sleep(_WATCH_SECONDS)
@@ -184,13 +147,6 @@ def _told(settings: Settings) -> dict[str, Any] | None:
         return told if is_running(told["process"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    part.replace(path)
 
 
 def _folder(settings: Settings) -> Path:

@@ -573,6 +573,24 @@ def test_one_row_changed_one_added_and_one_deleted_make_exactly_three_versions(l
 WAREHOUSES_SHOWN = ("warehouse_id", "location", "capacity", "record_status", "data_quality_score")
 
 
+def test_a_load_runs_the_code_that_the_load_before_it_had_generated(lab: Lab, spark: SparkSession) -> None:
+    compiled = spark._jvm.org.apache.spark.metrics.source.CodegenMetrics.METRIC_COMPILATION_TIME()  # type: ignore[union-attr]
+    lab.make("warehouses", [(n, f"place {n}", n) for n in range(1, 21)])
+    counts = []
+    for day in range(4):
+        lab.clock.now = NOON + dt.timedelta(minutes=day)
+        lab.sql(f"update tests.warehouses set capacity = {1000 + day} where warehouse_id = {1 + day}")
+        # One that is quarantined, since no key is 0.
+        lab.insert("warehouses", [(-day, "nowhere", day)])
+        before = compiled.getCount()
+        record = lab.load(WAREHOUSES)
+        counts.append(compiled.getCount() - before)
+
+    assert (record.loaded, record.quarantined) == (1, 4)
+    assert counts[0] > 0, "the first has no other to follow"
+    assert counts[3] == 0
+
+
 def test_a_deleted_version_holds_the_key_alone_and_is_written_once(lab: Lab) -> None:
     lab.make("orders", [(1, 9, dt.date(2026, 3, 1), "NEW"), (2, 9, dt.date(2026, 3, 1), "NEW")])
     lab.load(ORDERS)

@@ -98,6 +98,7 @@ def ui(settings: Settings) -> int:
         raise SettingsError(
             f"The UI of {settings.home} runs already (process {process.pid}).", "use that one, or end it first."
         )
+    from bronze_assets.orchestration import run_workers
     from bronze_assets.orchestration.launch import prepare_dagster_home
 
     os.environ["DAGSTER_HOME"] = str(prepare_dagster_home(settings))
@@ -122,7 +123,7 @@ def ui(settings: Settings) -> int:
         say(f"Dagster's UI: http://127.0.0.1:{port} in a few seconds. Ctrl-C ends it.")
         # Where loads run on Databricks, nothing here needs Spark.
         engine = warm_engine.kept_running(settings) if settings.databricks is None else contextlib.nullcontext()
-        with engine, _dagster(settings, port) as child:
+        with engine, run_workers.kept_ready(settings), _dagster(settings, port) as child:
             return child.wait()
     return 0
 
