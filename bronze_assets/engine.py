@@ -550,7 +550,7 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.sql.adaptive.maxShuffledHashJoinLocalMapThreshold": "64m",
         # Rows go to few partitions at once, nearly always to one: no need to sort them first.
         "spark.sql.maxConcurrentOutputFileWriters": "8",
-        # A load needs some sixty pieces of generated code; with the default, a hundred, each load would compile them anew.
+        # A load needs some sixty pieces of generated code. With the default, a hundred, each would compile them anew.
         "spark.sql.codegen.cache.maxEntries": "10000",
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
