@@ -29,6 +29,8 @@ ACCESS_LOG = "bz_access_log"
 ERASURE_LOG = "bz_erasure_log"
 GRANT_CHECKS = "bz_grant_checks"
 DERIVED_TABLES = "bz_derived_tables"
+COPY_LOG = "bz_copy_log"
+RESTORE_DRILLS = "bz_restore_drills"
 
 
 class Role(enum.StrEnum):
@@ -100,6 +102,10 @@ CONTROLS = (
         GRANT_CHECKS,
         frozenset({Role.PRIVACY_OFFICERS, Role.AUDITORS}),
         "how the grants differed from the declared ones; those who are watched do not read it",
+    ),
+    Control(COPY_LOG, frozenset({Role.ENGINEERS, Role.AUDITORS}), "what was copied and restored; holds no values"),
+    Control(
+        RESTORE_DRILLS, frozenset({Role.ENGINEERS, Role.AUDITORS}), "how long it took to restore; holds no values"
     ),
     Control(SUBJECT_KEYS, frozenset(), "a key opens every value of its person", personal=True),
     Control(TOKEN_VAULT, frozenset(), "leads from tokens back to values", personal=True),

@@ -320,13 +320,21 @@ class Lakehouse(PrivateTables):
         self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
 
     def blank(
-        self, session: SparkSession, table: BronzeTable, keys: Sequence[str], mark: str, columns: Sequence[str]
+        self,
+        session: SparkSession,
+        table: BronzeTable,
+        keys: Sequence[str],
+        mark: str,
+        columns: Sequence[str],
+        *,
+        location: str | None = None,
     ) -> int:
         """Empty these columns and the hash in all versions of the rows of these keys, and mark them `ERASED`.
 
         Args:
             keys: key texts; they enter no statement, since the log keeps those.
             mark: of the commit, in its `userMetadata`.
+            location: of a copy of the table, to do it there.
 
         Returns:
             How many row versions were not empty yet.
@@ -335,7 +343,7 @@ class Lakehouse(PrivateTables):
         key = ", ".join(f"coalesce(cast(t.`{c.name}` as string), 'NULL')" for c in table.key)
         return self._merge_keys(
             session,
-            self.location(table.schema, table.name),
+            location or self.location(table.schema, table.name),
             keys,
             mark,
             f"concat_ws(', ', {key}) = n.key",
@@ -344,10 +352,21 @@ class Lakehouse(PrivateTables):
         )
 
     def remove_quarantined(
-        self, session: SparkSession, table: BronzeTable, keys: Sequence[str], hashes: Sequence[str], mark: str
+        self,
+        session: SparkSession,
+        table: BronzeTable,
+        keys: Sequence[str],
+        hashes: Sequence[str],
+        mark: str,
+        *,
+        location: str | None = None,
     ) -> int:
-        """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were."""
-        place = self.location(table.schema, table.quarantine_name)
+        """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were.
+
+        Args:
+            location: of a copy of the quarantine, to do it there.
+        """
+        place = location or self.location(table.schema, table.quarantine_name)
         statement = "when matched then delete"
         removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement)
         if hashes:
