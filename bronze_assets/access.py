@@ -104,9 +104,7 @@ CONTROLS = (
         "how the grants differed from the declared ones; those who are watched do not read it",
     ),
     Control(COPY_LOG, frozenset({Role.ENGINEERS, Role.AUDITORS}), "what was copied and restored; holds no values"),
-    Control(
-        RESTORE_DRILLS, frozenset({Role.ENGINEERS, Role.AUDITORS}), "how long it took to restore; holds no values"
-    ),
+    Control(RESTORE_DRILLS, frozenset({Role.ENGINEERS, Role.AUDITORS}), "how long it took to restore; holds no values"),
     Control(SUBJECT_KEYS, frozenset(), "a key opens every value of its person", personal=True),
     Control(TOKEN_VAULT, frozenset(), "leads from tokens back to values", personal=True),
     Control(TOMBSTONES, frozenset(), "says who has been forgotten", personal=True),

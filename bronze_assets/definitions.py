@@ -11,6 +11,7 @@ from bronze_assets.orchestration.access import access_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
+from bronze_assets.orchestration.copies import copies_definitions
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.derived import derived_jobs
 from bronze_assets.orchestration.erasure import erasure_definitions
@@ -58,6 +59,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         erasure_definitions(settings, tables),
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
+        copies_definitions(settings, tables),
     )
 
 

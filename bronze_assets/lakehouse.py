@@ -34,13 +34,14 @@ from bronze_assets.spark_errors import SPARK_ERRORS
 from bronze_assets.storage import OVERTAKEN, Commit, Described, FolderStorage, TableSize, spark_literal, sql_literal
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable
 
-_PROPERTIES = {
+PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
     "delta.logRetentionDuration": "interval 30 days",
     # Deletion vectors would keep erased rows readable in the files.
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
+"""Of bronze tables and quarantines."""
 logger = logging.getLogger(__name__)
 
 _LOAD_DATE_OF = "cast(load_timestamp as date)"
@@ -111,7 +112,7 @@ class Lakehouse(PrivateTables):
             self.storage.create(
                 place,
                 arrow_schema(QUARANTINE),
-                {**_PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
+                {**PROPERTIES, "delta.dataSkippingStatsColumns": "row_key,batch_id,last_batch_id"},
                 description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
             )
             return
@@ -460,7 +461,7 @@ class Lakehouse(PrivateTables):
         if layout:
             made = made.partitionedBy(layout)
         statistics = ",".join([*(c.name for c in table.key), "batch_id"])
-        for name, value in {**_PROPERTIES, "delta.dataSkippingStatsColumns": statistics}.items():
+        for name, value in {**PROPERTIES, "delta.dataSkippingStatsColumns": statistics}.items():
             made = made.property(name, value)
         made.execute()
 

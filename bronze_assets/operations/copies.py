@@ -33,11 +33,9 @@ from bronze_assets.errors import BronzeError, CopyFailed, LakeError, SettingsErr
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.leases import LEASES, lease
 from bronze_assets.operations.delta_log import HASH, LOG, Action, DeltaLog, Folder, State, name_of, records
+from bronze_assets.operations.forgetting import Forgetting, unavailable
 from bronze_assets.operations.transfer import Brought, bring
-from bronze_assets.privacy.data_keys import DataKeys
-from bronze_assets.privacy.erasure import VAULT
 from bronze_assets.privacy.keys import KeyRing
-from bronze_assets.privacy.values import hmac_hex
 from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Pii
 
@@ -45,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 PRIVATE: Final = frozenset({SUBJECT_KEYS, TOKEN_VAULT})
 """Tables that are never archived, and of which a copy keeps nothing but the current version."""
+_NO_SESSION: Final = unavailable("Spark session")
+_NO_KEY: Final = unavailable("master key")
 _OWN: Final = "_bronze"
 _DAMAGED: Final = f"{_OWN}/damaged.json"
 _TIME = pa.timestamp("us", tz="UTC")
@@ -248,8 +248,8 @@ class Copies:
         target: str,
         clock: Callable[[], dt.datetime],
         *,
-        session: Callable[[], SparkSession] | None = None,
-        ring: Callable[[], KeyRing] | None = None,
+        session: Callable[[], SparkSession] = _NO_SESSION,
+        ring: Callable[[], KeyRing] = _NO_KEY,
         lease_seconds: float = 60,
         run_id: str = "",
         say: Callable[[str], None] = logger.debug,
@@ -259,8 +259,7 @@ class Copies:
         self.units = units(tables, private=kind is Kind.COPY)
         self._lake = lake
         self._clock = clock
-        self._session = session
-        self._ring = ring
+        self._forgetting = Forgetting(lake, session, ring, clock, run_id)
         self._lease_seconds = lease_seconds
         self._run_id = run_id
         self._say = say
@@ -322,6 +321,21 @@ class Copies:
             f"restore it (job restore_from_copy, source {self.kind}).",
             table=unit.name,
         )
+
+    def verify_all(self, names: Sequence[str] = ()) -> list[str]:
+        """Verify the latest copy of each table; a line for each that is not whole or not equal to its source."""
+        found = []
+        for unit in chosen(self.units, names):
+            if self.latest(str(unit)) is None:
+                continue
+            one = self.verify(str(unit))
+            if not one.passed:
+                what = next((f"{file} ({why})" for file, why in one.damaged.items()), "it differs from the lake")
+                found.append(
+                    f"{unit.name}: {len(one.damaged)} files of version {one.source_version} are damaged: {what}"
+                )
+                logger.warning("%s", found[-1])
+        return found
 
     def verify(self, name: str, version: int | None = None) -> Verified:
         """Read every file of a copied version, and compare it with what was copied and with the lake.
@@ -432,7 +446,7 @@ class Copies:
             erased = self._forgotten(unit, hidden)
             hidden.rename(place)
             if unit.private:
-                erased += self._forget_keys(unit)
+                erased += self._forgetting.drop(unit.schema, unit.name)
         done = replace(shown, erased=erased, seconds=time.monotonic() - start, done=True)
         evidence = {name: getattr(done, name) for name in _LOG.names if hasattr(done, name)}
         self._record(unit, f"restore from {self.kind}", evidence | {"verified": True})
@@ -525,7 +539,12 @@ class Copies:
             after = replace(state, files=files)
             if damaged:
                 log.folder.remove([_DAMAGED])
-            if before is None or told is None or told["source_version"] != state.version or files.keys() != known.keys():
+            if (
+                before is None
+                or told is None
+                or told["source_version"] != state.version
+                or files.keys() != known.keys()
+            ):
                 moment = state.committed or _millis(read_at)
                 words = {
                     "kind": self.kind.value,
@@ -565,7 +584,7 @@ class Copies:
             # What was copied last before that is what the table was then.
             older = [version for version, moment in read.items() if moment <= now - self.kind.keep]
             first = max(older, default=min(read))
-            erased_at = self._erased_at(unit, now)
+            erased_at = erased_before(self._lake, unit, now)
             if erased_at is not None:
                 first = max(first, min((v for v, moment in read.items() if moment >= erased_at), default=latest))
         state = log.state(first)
@@ -574,20 +593,10 @@ class Copies:
             log.begin_at(state)
         kept = {name_of(path) for path in log.files_since(state)}
         gone = [
-            name
-            for name in log.folder.sizes()
-            if name not in kept and not name.startswith((f"{LOG}/", f"{_OWN}/"))
+            name for name in log.folder.sizes() if name not in kept and not name.startswith((f"{LOG}/", f"{_OWN}/"))
         ]
         log.folder.remove(gone)
         return len(gone)
-
-    def _erased_at(self, unit: Unit, now: dt.datetime) -> dt.datetime | None:
-        """When the last erasure was done whose time has come, where files of before it hold what no key protects."""
-        if not unit.plain or unit.declared is None:
-            return None
-        mine = f"table_name = {sql_literal(unit.declared.name)} and event = 'done'"
-        rows = self._lake.rows(unit.schema, ERASURE_LOG, ["at", "until"], mine)
-        return max((row["at"] for row in rows if row["until"] is not None and row["until"] <= now), default=None)
 
     def _brought(
         self, unit: Unit, source: Folder, target: Folder, files: Mapping[str, Action], there: Mapping[str, int]
@@ -679,7 +688,7 @@ class Copies:
                 " erasures removed.",
                 "restore it only where the lake has lost it.",
             )
-        if not lost and into == unit.name or self._lake.exists(unit.schema, into):
+        if (not lost and into == unit.name) or self._lake.exists(unit.schema, into):
             raise SettingsError(
                 f"there is a table {unit.schema}.{into} already, which a copy never replaces.",
                 "drop it, or restore into another name.",
@@ -691,12 +700,11 @@ class Copies:
         """Raise unless it can be told who has been forgotten."""
         if not (unit.private or (unit.declared is not None and unit.declared.has_personal_data)):
             return
-        missing = None
-        if not self._lake.exists(unit.schema, TOMBSTONES):
+        missing = self._forgetting.missing(unit.schema, unit.name)
+        if missing == TOMBSTONES:
             with self._reached(unit):
+                # Nobody has been forgotten where there never were any.
                 missing = TOMBSTONES if self._log(Unit(unit.schema, TOMBSTONES)).versions() else None
-        elif unit.name != SUBJECT_KEYS and not self._lake.exists(unit.schema, SUBJECT_KEYS):
-            missing = SUBJECT_KEYS if self._tombstones(unit.schema) else None
         if missing is not None:
             raise SettingsError(
                 f"{unit.name} holds personal data, and the lake has no {unit.schema}.{missing}, by which to tell who"
@@ -706,79 +714,28 @@ class Copies:
 
     def _forgotten(self, unit: Unit, place: Path) -> int:
         """Blank the rows of forgotten subjects in a table that is being restored, and leave no file of before."""
-        table = unit.declared
-        if table is None or not table.has_personal_data:
+        if unit.declared is None:
             return 0
-        if not self._tombstones(table.schema):
-            return 0
-        bronze = unit.name == table.name
-        parts = ", ".join(f"coalesce(cast(\"{c.name}\" as varchar), 'NULL')" for c in table.key)
-        key = f"concat_ws(', ', {parts})" if bronze else "row_key"
-        where = "where record_status = 'ACTIVE'" if bronze else "where row_key is not null"
-        answer = self._lake.storage.query(str(place), f"select distinct {key} as subject from t {where}")
-        assert answer is not None
-        subjects = answer["subject"].to_pylist()
-        gone = self._gone(table.schema, {one: f"{table.name}/{one}" for one in subjects})
-        if bronze and not gone:
-            return 0
-        mark = f"restore {self._run_id}"
-        if bronze:
-            stored = self._lake.storage.columns(str(place))
-            blank = [c.name for c in table.columns if c.pii is not Pii.NONE and c.name in stored]
-            blank += [name for name in stored if not table.knows(name)]
-            erased = self._lake.blank(self._spark(), table, gone, mark, blank, location=str(place))
-        else:
-            # A line that is nobody's row may be a forgotten one's, and nobody can tell any more.
-            lines = self._lake.storage.query(str(place), "select row_hash from t where row_key is null")
-            assert lines is not None
-            hashes = lines["row_hash"].to_pylist()
-            if not gone and not hashes:
-                return 0
-            erased = self._lake.remove_quarantined(self._spark(), table, gone, hashes, mark, location=str(place))
-        _collapse(place, _millis(self._clock()))
-        return erased
-
-    def _tombstones(self, schema: str) -> set[str]:
-        return {row["subject_hmac"] for row in self._lake.rows(schema, TOMBSTONES, ["subject_hmac"])}
-
-    def _gone(self, schema: str, subjects: Mapping[str, str]) -> list[str]:
-        """Those keys whose subject has been forgotten."""
-        buried = self._tombstones(schema)
-        if not buried or not subjects:
-            return []
-        secret = self._data_keys(schema).hmac_key("tombstone")
-        return [key for key, subject in subjects.items() if hmac_hex(secret, f"{schema}/{subject}") in buried]
-
-    def _forget_keys(self, unit: Unit) -> int:
-        """Remove what a restored private table has of forgotten subjects."""
-        rows = self._lake.rows(unit.schema, unit.name, ["distinct subject"])
-        gone = self._gone(unit.schema, {row["subject"]: row["subject"] for row in rows})
-        if not gone:
-            return 0
-        if unit.name == SUBJECT_KEYS:
-            return self._data_keys(unit.schema).drop(gone)
-        theirs = pa.table({"subject": pa.array(gone, pa.string())})
-        with self._lake.held(unit.schema, alone=True):
-            self._lake.change_private(
-                unit.schema, TOKEN_VAULT, VAULT, lambda _: theirs, on="subject", change="delete"
-            )
-            self._lake.purge(unit.schema, TOKEN_VAULT)
-        return len(gone)
-
-    def _data_keys(self, schema: str) -> DataKeys:
-        if self._ring is None:
-            raise LakeError("no master key is at hand, by which to tell who has been forgotten.", "use the job.")
-        return DataKeys(self._lake, self._ring(), schema, self._clock)
-
-    def _spark(self) -> SparkSession:
-        if self._session is None:
-            raise LakeError("no Spark session is at hand, by which rows are blanked.", "use the job.")
-        return self._session()
+        found = self._forgetting.blank(unit.declared, str(place), quarantine=unit.name != unit.declared.name)
+        if found:
+            _collapse(place, _millis(self._clock()))
+        return found
 
     def _record(self, unit: Unit, kind: str, evidence: Mapping[str, Any]) -> None:
         row = {"at": self._clock(), "run_id": self._run_id} | dict(evidence)
         row |= {"kind": kind, "table_name": unit.name}
         record(self._lake, unit.schema, row)
+
+
+def erased_before(lake: ControlTables, unit: Unit, now: dt.datetime) -> dt.datetime | None:
+    """When the last erasure was done whose time has come, of a table whose files of before hold what no key protects;
+    None if there was none.
+    """
+    if not unit.plain or unit.declared is None:
+        return None
+    mine = f"table_name = {sql_literal(unit.declared.name)} and event = 'done'"
+    rows = lake.rows(unit.schema, ERASURE_LOG, ["at", "until"], mine)
+    return max((row["at"] for row in rows if row["until"] is not None and row["until"] <= now), default=None)
 
 
 def record(lake: ControlTables, schema: str, row: Mapping[str, Any]) -> None:

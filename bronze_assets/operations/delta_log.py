@@ -349,7 +349,9 @@ class DeltaLog:
             told = json.dumps({"version": state.version, "size": len(rows)}).encode()
             self.folder.put(f"{LOG}/_last_checkpoint", told)
         # The oldest first: whatever is left begins at a checkpoint or leads up to one.
-        before = [name for name in names if (found := re.match(r"\.?(\d{20})\.", name)) and int(found[1]) < state.version]
+        before = [
+            name for name in names if (found := re.match(r"\.?(\d{20})\.", name)) and int(found[1]) < state.version
+        ]
         self.folder.remove(f"{LOG}/{name}" for name in sorted(before))
 
     def files_since(self, state: State) -> set[str]:
@@ -358,9 +360,7 @@ class DeltaLog:
         for version in self.versions():
             if version > state.version:
                 paths |= {
-                    action["add"]["path"]
-                    for action in _actions(self._read(f"{version:020}.json"))
-                    if "add" in action
+                    action["add"]["path"] for action in _actions(self._read(f"{version:020}.json")) if "add" in action
                 }
         return paths
 
@@ -384,9 +384,8 @@ class _Building:
         self._mark = ""
 
     def checkpoint(self, content: bytes) -> None:
-        names = [name for name in _CHECKPOINT_SCHEMA.names]
         table = pq.read_table(io.BytesIO(content))
-        for row in table.select([name for name in names if name in table.column_names]).to_pylist():
+        for row in table.select([name for name in _CHECKPOINT_SCHEMA.names if name in table.column_names]).to_pylist():
             for kind, action in row.items():
                 if action is not None:
                     self._take(kind, _plain(action))
@@ -434,9 +433,7 @@ class _Building:
                 f"{where} has files outside of its folder, {outside!r} the first.",
                 "rewrite the table: a shallow clone has no files of its own.",
             )
-        return State(
-            version, self._files, self._metadata, self._protocol, self._loads, self._committed, self._mark
-        )
+        return State(version, self._files, self._metadata, self._protocol, self._loads, self._committed, self._mark)
 
 
 def _checkpoint(names: Sequence[str], most: int) -> tuple[int, list[str]]:
@@ -454,14 +451,12 @@ def _actions(content: bytes) -> list[Action]:
 
 
 def _told(content: bytes) -> tuple[int | None, str]:
-    info = next((one["commitInfo"] for one in _actions(content) if "commitInfo" in one), {})
+    info: Action = next((one["commitInfo"] for one in _actions(content) if "commitInfo" in one), {})
     return info.get("timestamp"), info.get("userMetadata") or ""
 
 
 def _plain(value: Any) -> Any:
     """An action of a checkpoint as it is written in JSON: maps come as pairs there, and what is missing as None."""
     if isinstance(value, dict):
-        return {
-            name: dict(one) if name in _MAPS else _plain(one) for name, one in value.items() if one is not None
-        }
+        return {name: dict(one) if name in _MAPS else _plain(one) for name, one in value.items() if one is not None}
     return value

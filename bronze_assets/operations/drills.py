@@ -13,8 +13,9 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from bronze_assets.audit import safe_message
 from bronze_assets.control_tables import ControlTables
 from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.operations.clones import Clones
 from bronze_assets.operations.copies import Copies, Kind, Unit, chosen, content_of, units
-from bronze_assets.operations.delta_log import DeltaLog, Folder, State, name_of
+from bronze_assets.operations.delta_log import DeltaLog, Folder, name_of
 from bronze_assets.table import BronzeTable
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ class Drill:
 def drill(
     lake: Lakehouse,
     tables: Sequence[BronzeTable],
-    copies: Sequence[Copies],
+    copies: Sequence[Copies | Clones],
     scratch: Path,
     clock: Callable[[], dt.datetime],
     *,
@@ -134,13 +136,14 @@ def drill(
     for unit in chosen([one for one in units(tables) if one.declared and one.name == one.declared.name], names):
         if not lake.exists(unit.schema, unit.name):
             continue
-        done = [_tried(unit, Way.TIME_TRAVEL, scratch, lambda place, unit=unit: _by_time_travel(lake, unit, place, clock()))]
-        for one in copies:
-            way = Way.COPY if one.kind is Kind.COPY else Way.ARCHIVE
-            done.append(_tried(unit, way, scratch, lambda place, unit=unit, one=one: _from_copy(one, unit, place)))
+        done = [_tried(unit, way, scratch, restore) for way, restore in _ways(lake, copies, clock)]
         told = {"at": clock(), "drill_id": drill_id, "run_id": run_id}
-        rows = [asdict(one) | {"way": one.way.value, "goal_seconds": one.way.goal.total_seconds()} | told for one in done]
-        lake.append_rows(unit.schema, RESTORE_DRILLS, _DRILLS, [{key: row[key] for key in _DRILLS.names} for row in rows])
+        rows = [
+            asdict(one) | {"way": one.way.value, "goal_seconds": one.way.goal.total_seconds()} | told for one in done
+        ]
+        lake.append_rows(
+            unit.schema, RESTORE_DRILLS, _DRILLS, [{key: row[key] for key in _DRILLS.names} for row in rows]
+        )
         for result in done:
             logger.log(logging.INFO if result.passed else logging.WARNING, "%s", result.words)
         found += done
@@ -167,7 +170,8 @@ def standing(lake: ControlTables, schema: str, now: dt.datetime) -> Standing:
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(lake.rows(schema, RESTORE_DRILLS), key=lambda row: row["at"]):
         latest[row["table_name"], row["way"]] = row
-    failing, slowest = [], {}
+    failing: list[str] = []
+    slowest: dict[str, dict[str, Any]] = {}
     for (table, way), row in sorted(latest.items()):
         if not row["verified"]:
             failing.append(f"{table} by {way}: {row['error']}")
@@ -181,13 +185,34 @@ def standing(lake: ControlTables, schema: str, now: dt.datetime) -> Standing:
     return Standing(tuple(failing), slowest, at)
 
 
-def _tried(unit: Unit, way: Way, scratch: Path, restore: Callable[[Path], tuple[State, int]]) -> Drill:
+_Restore = Callable[[Unit, Path], "tuple[int, int, int, int]"]
+"""Brings a table into a folder, or into a table of another name; its version, rows, files and bytes."""
+
+
+def _ways(
+    lake: Lakehouse, copies: Sequence[Copies | Clones], clock: Callable[[], dt.datetime]
+) -> Iterator[tuple[Way, _Restore]]:
+    (first, *_) = copies
+    if isinstance(first, Clones):
+        yield Way.TIME_TRAVEL, lambda unit, _: first.tried_time_travel(unit)
+    else:
+        yield Way.TIME_TRAVEL, partial(_by_time_travel, lake, clock)
+    for one in copies:
+        way = Way.COPY if one.kind is Kind.COPY else Way.ARCHIVE
+        yield way, partial(_from_clone, one) if isinstance(one, Clones) else partial(_from_copy, one)
+
+
+def _from_clone(clones: Clones, unit: Unit, _: Path) -> tuple[int, int, int, int]:
+    return clones.tried(unit)
+
+
+def _tried(unit: Unit, way: Way, scratch: Path, restore: _Restore) -> Drill:
     place = scratch / f"{unit.name}-{way}-{uuid.uuid4().hex[:8]}"
     start = time.monotonic()
     try:
-        state, rows = restore(place)
+        version, rows, files, size = restore(unit, place)
         seconds = time.monotonic() - start
-        return Drill(unit.schema, unit.name, way, state.version, rows, len(state.files), state.bytes, seconds, True)
+        return Drill(unit.schema, unit.name, way, version, rows, files, size, seconds, True)
     except Exception as error:  # a table that does not come back is what a drill is to tell
         seconds = time.monotonic() - start
         return Drill(unit.schema, unit.name, way, None, 0, 0, 0, seconds, False, safe_message(error))
@@ -195,8 +220,11 @@ def _tried(unit: Unit, way: Way, scratch: Path, restore: Callable[[Path], tuple[
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _by_time_travel(lake: Lakehouse, unit: Unit, place: Path, now: dt.datetime) -> tuple[State, int]:
+def _by_time_travel(
+    lake: Lakehouse, clock: Callable[[], dt.datetime], unit: Unit, place: Path
+) -> tuple[int, int, int, int]:
     """The table as it was yesterday, or in the version before if it is younger."""
+    now = clock()
     source = Folder(lake.location(unit.schema, unit.name))
     log = DeltaLog(source)
     times = {version: moment for version, (moment, _) in log.marks().items()}
@@ -210,10 +238,11 @@ def _by_time_travel(lake: Lakehouse, unit: Unit, place: Path, now: dt.datetime) 
         with source.open(name_of(path)) as stream:
             target.take(name_of(path), stream)
     DeltaLog(target).commit(None, state, {"drill": unit.name}, moment=int(now.timestamp() * 1000))
-    return state, _verified(place, state.rows, content_of(source, state.version))
+    rows = _verified(place, state.rows, content_of(source, state.version))
+    return state.version, rows, len(state.files), state.bytes
 
 
-def _from_copy(copies: Copies, unit: Unit, place: Path) -> tuple[State, int]:
+def _from_copy(copies: Copies, unit: Unit, place: Path) -> tuple[int, int, int, int]:
     found = copies.latest(str(unit))
     if found is None:
         raise LakeError(
@@ -221,9 +250,8 @@ def _from_copy(copies: Copies, unit: Unit, place: Path) -> tuple[State, int]:
         )
     _, state, told = found
     copies.materialise(unit, state, told, place)
-    lake_version = int(told["source_version"])
     rows = _verified(place, int(told["rows"]), told["content"])
-    return State(lake_version, state.files, state.metadata, state.protocol), rows
+    return int(told["source_version"]), rows, len(state.files), state.bytes
 
 
 def _verified(place: Path, rows: int | None, content: str) -> int:
