@@ -330,8 +330,9 @@ class Settings:
             "BRONZE_MASTER_KEY": self.master_key,
             "BRONZE_LANDING": self.landing,
             "BRONZE_ARCHIVE": self.archive,
-            "BRONZE_COPY": self.copies,
-            "BRONZE_COLD": self.cold,
+            # Without `[databricks]` they are folders of the host.
+            "BRONZE_COPY": self.copies if self.in_catalog else "",
+            "BRONZE_COLD": self.cold if self.in_catalog else "",
             "BRONZE_CAPTURE": self.capture.value,
             "BRONZE_DISCOVERY": self.discovery.value,
             "BRONZE_CATALOG": self.catalog,

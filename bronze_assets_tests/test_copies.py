@@ -24,7 +24,7 @@ from sqlglot import exp, parse_one
 
 from bronze_assets.access import COPY_LOG, RESTORE_DRILLS, SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.definitions import build_definitions
-from bronze_assets.errors import BronzeError, CopyFailed, LakeError, SettingsError
+from bronze_assets.errors import CopyFailed, LakeError, SettingsError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.operations import drills
 from bronze_assets.operations.clones import Clones, clone
@@ -48,7 +48,8 @@ class Home:
     """A lake with a table of people that `deltalake` writes, and its copy; the clock is ours."""
 
     def __init__(self, folder: Path, target: str | None = None) -> None:
-        self.lake = Lakehouse(folder / "lake")
+        self.root = folder / "lake"
+        self.lake = Lakehouse(self.root)
         self.table = folder / "lake" / SCHEMA / NAME
         self.target = target or str(folder / "copy of it")
         self.copied = Path(self.target) / SCHEMA / NAME
@@ -87,7 +88,7 @@ def rows(folder: Path, version: int | None = None) -> list[tuple[Any, ...]]:
 
 
 def ids(folder: Path) -> list[int]:
-    return [one for (one,) in lake_reader.tuples(folder, "person_id")]
+    return sorted(one for (one,) in lake_reader.tuples(folder, "person_id"))
 
 
 def test_a_second_copy_brings_the_new_files_alone(lake_home: Home) -> None:
@@ -112,7 +113,7 @@ def test_a_second_copy_brings_the_new_files_alone(lake_home: Home) -> None:
 
     third = lake_home.copy()
     assert (third.files, third.bytes, third.target_version) == (0, 0, 1)
-    told = lake_reader.read(lake_home.lake.storage.root / SCHEMA / COPY_LOG, "select * from t order by seconds")
+    told = lake_reader.read(lake_home.root / SCHEMA / COPY_LOG, "select * from t order by seconds")
     assert sorted((one["source_version"], one["files"], one["verified"]) for one in told) == [
         (1, 2, True),
         (2, 0, True),
@@ -123,7 +124,7 @@ def test_a_second_copy_brings_the_new_files_alone(lake_home: Home) -> None:
 def test_a_killed_copy_is_finished_and_equals_an_undisturbed_one(lake_home: Home, tmp_path: Path) -> None:
     for number in range(12):
         lake_home.append(number)
-    told = [str(lake_home.lake.storage.root), lake_home.target, "3"]
+    told = [str(lake_home.root), lake_home.target, "3"]
     ended = subprocess.run([sys.executable, "-m", "bronze_assets_tests.killed_copy", *told], check=False)
     assert ended.returncode == -9
     there = {name for name in data(lake_home.copied) if name.endswith(".parquet")}
@@ -225,7 +226,7 @@ def test_a_damaged_file_is_found_by_verify_and_mended_by_the_next_copy(lake_home
     name = sorted(data(lake_home.copied))[0]
     whole = (lake_home.copied / name).read_bytes()
     (lake_home.copied / name).write_bytes(whole[:-9] + b"x" + whole[-8:])
-    with pytest.raises(CopyFailed, match=r"cannot be restored in version 1: .* is damaged"):
+    with pytest.raises(CopyFailed, match=r"copy of it.* is damaged: its bytes are not those"):
         copies.restore(NAME)
     assert not (lake_home.table.with_name(f"{NAME}_recovered")).exists()
     found = copies.verify(NAME)
@@ -246,7 +247,7 @@ def test_a_source_that_differs_from_what_was_copied_is_told(lake_home: Home) -> 
     (lake_home.table / name).write_bytes(whole[:-9] + b"x" + whole[-8:])
     assert lake_home.copies().verify(NAME).same is False
     (lake_home.copied / name).unlink()
-    with pytest.raises(BronzeError, match="bz_people"):
+    with pytest.raises(CopyFailed, match=r"lake.* is damaged: its bytes are not those"):
         lake_home.copy()
     assert not (lake_home.copied / name).exists()
 
@@ -557,7 +558,7 @@ def test_what_a_copy_cannot_carry_is_refused(lake_home: Home) -> None:
     log = max(lake_home.table.joinpath("_delta_log").glob("*.json"))
     told = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": ["deletionVectors"]}
     protocol = {"protocol": told | {"writerFeatures": ["deletionVectors"]}}
-    log.write_text(log.read_text() + json.dumps(protocol) + "\n")
+    log.write_text(log.read_text() + "\n" + json.dumps(protocol) + "\n")
     with pytest.raises(LakeError, match="uses deletionVectors, which a copy does not carry"):
         lake_home.copy()
 

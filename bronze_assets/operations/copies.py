@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -478,14 +479,13 @@ class Copies:
         here.remove(name for name in sizes if name.startswith(f"{LOG}/"))
         wanted = {name_of(path): path for path in state.files}
         here.remove(name for name in sizes if not name.startswith(f"{LOG}/") and name not in wanted)
-        found = self._brought(unit, there, here, state.files, {name: sizes[name] for name in wanted if name in sizes})
-        damaged = [path for path, one in found.items() if one.hash != state.files[path]["tags"][HASH]]
+        hashes = {path: add["tags"][HASH] for path, add in state.files.items()}
+        left = {name: sizes[name] for name in wanted if name in sizes}
+        found = self._brought(unit, there, here, state.files, left, hashes)
         rows = sum(one.rows for one in found.values())
-        if damaged or rows != told["rows"]:
-            here.remove(name_of(path) for path in damaged)
-            what = f"{name_of(damaged[0])!r} is damaged" if damaged else f"it has {rows} rows, not {told['rows']}"
+        if rows != told["rows"]:
             raise CopyFailed(
-                f"{there.url} cannot be restored in version {told['source_version']}: {what}.",
+                f"{there.url} has {rows} rows in version {told['source_version']}, and {told['rows']} were copied.",
                 f"restore another version, or from {'the archive' if self.kind is Kind.COPY else 'the copy'}.",
                 table=unit.name,
             )
@@ -518,15 +518,7 @@ class Copies:
             }
             missing = {path: add for path, add in state.files.items() if path not in there}
             unsure = {name_of(path): sizes[name_of(path)] for path in missing if name_of(path) in sizes}
-            found = self._brought(unit, source.folder, log.folder, missing, unsure)
-        odd = [name_of(path) for path, one in found.items() if known.get(path, one.hash) != one.hash]
-        if odd:
-            log.folder.remove(odd)
-            raise CopyFailed(
-                f"{odd[0]!r} has other bytes in the lake than when it was copied.",
-                f"look for what has changed it; restore the table (job restore_from_copy, source {self.kind}).",
-                table=unit.name,
-            )
+            found = self._brought(unit, source.folder, log.folder, missing, unsure, known)
         hashes = there | {path: one.hash for path, one in found.items()}
         with self._reached(unit):
             files = {
@@ -599,11 +591,16 @@ class Copies:
         return len(gone)
 
     def _brought(
-        self, unit: Unit, source: Folder, target: Folder, files: Mapping[str, Action], there: Mapping[str, int]
+        self,
+        unit: Unit,
+        source: Folder,
+        target: Folder,
+        files: Mapping[str, Action],
+        there: Mapping[str, int],
+        expected: Mapping[str, str],
     ) -> dict[str, Brought]:
-        return bring(
-            unit.name, files, source, target, there, reached=lambda name: self._reached(unit, name), say=self._say
-        )
+        reached = partial(self._reached, unit)
+        return bring(unit.name, files, source, target, there, expected, reached=reached, say=self._say)
 
     @contextlib.contextmanager
     def _reached(self, unit: Unit, place: str | None = None) -> Iterator[None]:

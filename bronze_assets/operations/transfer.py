@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Final, cast
 
+from pyarrow import ArrowException
+
 from bronze_assets.errors import BronzeError, CopyFailed
 from bronze_assets.operations.delta_log import Action, Folder, name_of, records
 
@@ -36,6 +38,7 @@ def bring(
     source: Folder,
     target: Folder,
     there: Mapping[str, int],
+    expected: Mapping[str, str],
     *,
     reached: Callable[[str], AbstractContextManager[None]],
     say: Callable[[str], None],
@@ -46,6 +49,7 @@ def bring(
         table: for errors.
         files: path of the log → `add` action.
         there: those that lie in the target already, with their sizes; taken if their bytes are the same.
+        expected: path of the log → SHA-256, where it is known.
         reached: tells what the target's storage raises as a `CopyFailed`; gets the file.
         say: is told of each file.
 
@@ -56,7 +60,7 @@ def bring(
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="copy")
     try:
         tasks = {
-            pool.submit(_bring, table, add, source, target, there.get(name_of(path)), reached): path
+            pool.submit(_bring, table, add, source, target, there.get(name_of(path)), expected.get(path), reached): path
             for path, add in files.items()
         }
         for task in as_completed(tasks):
@@ -73,32 +77,42 @@ def _bring(
     source: Folder,
     target: Folder,
     there: int | None,
+    expected: str | None,
     reached: Callable[[str], AbstractContextManager[None]],
 ) -> Brought:
     name, size = name_of(add["path"]), int(add["size"])
     what = f"{source.url}/{name}"
-    mend = "it is damaged; restore the table from a copy."
     with reached(f"{target.url}/{name}"):
         if there == size:
             with _readable(table, what):
                 original = source.digest(name)
-            if original == target.digest(name):
+            if original == target.digest(name) and expected in (None, original[1]):
                 return Brought(None, original[1], target.rows(name))
         with _readable(table, what):
             stream = source.open(name)
         with contextlib.closing(stream):
             written = target.take(name, cast(BinaryIO, _Reading(stream, lambda: _readable(table, what))))
-        if written[0] != size:
+        if written[0] != size or expected not in (None, written[1]):
             target.remove([name])
-            raise CopyFailed(f"{what} has {written[0]} bytes, and the log says {size}.", mend, table=table)
+            raise _damaged(table, what, "its bytes are not those that were written there")
         if target.digest(name) != written:
             target.remove([name])
             raise CopyFailed(f"{target.url}/{name} is not what was written there.", "run it again.", table=table)
-        with _readable(table, what):
-            rows, told = target.rows(name), records(add)
-    if told is not None and told != rows:
-        raise CopyFailed(f"{what} has {rows} rows, and the log says {told}.", mend, table=table)
+        told = records(add)
+        try:
+            rows = target.rows(name)
+        except (ArrowException, OSError):
+            rows = -1
+        if rows < 0 or told not in (None, rows):
+            target.remove([name])
+            raise _damaged(table, what, "it has no footer" if rows < 0 else f"it has {rows} rows, not {told}")
     return Brought(size, written[1], rows)
+
+
+def _damaged(table: str, what: str, why: str) -> CopyFailed:
+    return CopyFailed(
+        f"{what} is damaged: {why}.", "restore another version, or from another place, that is whole.", table=table
+    )
 
 
 class _Reading:

@@ -72,6 +72,10 @@ GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_leases` TO `bronze_engineers`
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_file_ledger` TO `bronze_engineers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_schema_versions` TO `bronze_engineers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_schema_versions` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_copy_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_copy_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_restore_drills` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_restore_drills` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_privacy_officers`;
@@ -112,5 +116,9 @@ GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_leases` TO `bronze_engine
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_file_ledger` TO `bronze_engineers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bronze_engineers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_copy_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_copy_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_restore_drills` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_restore_drills` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;
