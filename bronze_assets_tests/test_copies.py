@@ -498,6 +498,8 @@ def test_the_jobs_copy_archive_try_out_and_restore(spark: SparkSession, settings
 
     _, result = execute(settings, "restore_from_copy", {"table": NAME, "version": 99})
     assert "has nothing of version 99" in reason(result)
+    _, result = execute(settings, "restore_from_copy", {"table": NAME, "source": "tape"})
+    assert "'tape' is no source of copies. Fix: write copy or archive." in reason(result)
     _, result = execute(settings, "copy_tables", {"tables": ["bz_nobody"]})
     assert "there is no table 'bz_nobody'" in reason(result)
     assert f"{NAME}, {QUARANTINE}" in reason(result)

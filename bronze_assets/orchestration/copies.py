@@ -43,7 +43,7 @@ class RestoreCopyConfig(dg.Config):
     """Which table comes back, and as of when."""
 
     table: str = Field(description="As <table> or <schema>.<table>.")
-    source: Kind = Field(default=Kind.COPY, description="copy (daily, 90 days) or archive (weekly, seven years).")
+    source: str = Field(default=Kind.COPY.value, description="copy (daily, 90 days) or archive (weekly, seven years).")
     version: int = Field(default=-1, description="Of the table when it was copied; -1: the latest that was.")
     timestamp: str = Field(default="", description="The latest copy of what the table was then, ISO 8601, UTC.")
     into: str = Field(
@@ -123,7 +123,7 @@ def copies_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
     def restore_table_from_copy(context: dg.OpExecutionContext, config: RestoreCopyConfig) -> None:
         def work() -> None:
             with Workbench.open(settings, say=LOGGER.info) as bench:
-                restored = copier(bench, config.source, context.run_id).restore(
+                restored = copier(bench, _kind(config.source), context.run_id).restore(
                     config.table,
                     version=None if config.version < 0 else config.version,
                     timestamp=_moment(config.timestamp),
@@ -258,6 +258,13 @@ def _judged(standing: drills.Standing) -> dg.AssetCheckResult:
             "at": "never" if standing.at is None else standing.at.isoformat(),
         },
     )
+
+
+def _kind(text: str) -> Kind:
+    try:
+        return Kind(text)
+    except ValueError:
+        raise SettingsError(f"{text!r} is no source of copies.", f"write {' or '.join(Kind)}.") from None
 
 
 def _moment(text: str) -> dt.datetime | None:
