@@ -29,6 +29,7 @@ from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.operations import drills
 from bronze_assets.operations.clones import Clones, clone
 from bronze_assets.operations.copies import Copies, Kind
+from bronze_assets.operations.delta_log import Folder
 from bronze_assets.settings import Settings
 from bronze_assets.storage import TableSize
 from bronze_assets.workbench import Workbench
@@ -530,6 +531,25 @@ def test_a_drill_that_fails_fails_the_check(lake_home: Home) -> None:
     found = drills.drill(lake_home.lake, [people()], [lake_home.copies(), archive], scratch, lambda: lake_home.now)
     assert {one.way.value: one.passed for one in found} == {"time_travel": True, "copy": False, "archive": True}
     assert list(scratch.iterdir()) == []
+
+
+def test_a_drill_tells_that_what_came_back_is_something_else(lake_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake_home.append(1)
+    lake_home.copy()
+    real = Folder.take
+
+    def damaging(self: Folder, name: str, stream: Any) -> tuple[int, str]:
+        written = real(self, name, stream)
+        if name.endswith(".parquet"):
+            whole = (Path(self.root) / name).read_bytes()
+            (Path(self.root) / name).write_bytes(whole[:5] + bytes([whole[5] ^ 1]) + whole[6:])
+        return written
+
+    monkeypatch.setattr(Folder, "take", damaging)
+    scratch = lake_home.table.parents[2] / "drill"
+    found = drills.drill(lake_home.lake, [people()], [lake_home.copies()], scratch, lambda: lake_home.now)
+    assert [one.verified for one in found] == [False, False]
+    assert "its files are not those of the version" in found[0].error
 
 
 def test_schedules_run_off_peak_and_the_ops_share_a_pool(settings: Settings) -> None:
