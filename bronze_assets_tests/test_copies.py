@@ -18,7 +18,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
+from deltalake.exceptions import DeltaError
 from moto.server import ThreadedMotoServer
 from sqlglot import exp, parse_one
 
@@ -79,13 +80,10 @@ def data(folder: Path) -> dict[str, int]:
     return {name: size for name, size in lake_reader.listing(folder).items() if not name.startswith("_")}
 
 
-def rows(folder: Path, version: int | None = None) -> list[tuple[Any, ...]]:
-    """A Delta table's rows, sorted."""
-    table = DeltaTable(str(folder), version=version)
-    found: list[dict[str, Any]] = []
-    for uri in table.file_uris():
-        found += pq.ParquetFile(fsspec.core.url_to_fs(uri)[1].replace("%20", " ")).read().to_pylist()
-    return sorted((tuple(row.values()) for row in found), key=repr)
+def rows(folder: Path, version: int) -> list[int]:
+    """Who is in a version of a Delta table."""
+    answer = QueryBuilder().register("t", DeltaTable(str(folder), version=version)).execute("select * from t")
+    return sorted(pa.table(answer.read_all())["person_id"].to_pylist())
 
 
 def ids(folder: Path) -> list[int]:
@@ -108,7 +106,7 @@ def test_a_second_copy_brings_the_new_files_alone(lake_home: Home) -> None:
     for name, was in before.items():
         assert (lake_home.copied / name).stat().st_ino == was.st_ino, "a file that was there is not written again"
     assert ids(lake_home.copied) == [1, 2, 3, 4]
-    assert DeltaTable(str(lake_home.copied), version=0).to_pyarrow_table().num_rows == 3
+    assert rows(lake_home.copied, 0) == [1, 2, 3]
     for name in data(lake_home.table):
         assert (lake_home.copied / name).read_bytes() == (lake_home.table / name).read_bytes()
 
@@ -154,13 +152,19 @@ def test_a_file_of_the_right_size_and_other_bytes_is_not_taken(lake_home: Home) 
     assert fake.read_bytes() == (lake_home.table / name).read_bytes()
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
+def started(monkeypatch: pytest.MonkeyPatch) -> ThreadedMotoServer:
+    """A server that speaks S3, the only one that this process knows; moto's buckets outlive it."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    fsspec.filesystem("s3").clear_instance_cache()
+    return server
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -170,22 +174,20 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
         monkeypatch.setenv(name, value)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    fsspec.filesystem("s3").clear_instance_cache()
+    server = started(monkeypatch)
     fsspec.filesystem("s3").mkdir("far")
     yield server
     fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
 
 
 def test_a_target_that_goes_in_the_middle_is_named_and_nothing_is_broken(
-    server: ThreadedMotoServer, tmp_path: Path
+    server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path, "s3://far/copies")
     home.append(1)
     home.copy()
     for number in range(2, 12):
         home.append(number)
-    host, port = server.get_host_and_port()
     before = lake_reader.listing(home.table)
 
     def say(line: str) -> None:
@@ -199,18 +201,17 @@ def test_a_target_that_goes_in_the_middle_is_named_and_nothing_is_broken(
     (told,) = lake_reader.read(tmp_path / "lake" / SCHEMA / COPY_LOG, "select * from t where error is not null")
     assert (told["verified"], told["table_name"]) == (False, NAME)
 
-    again = ThreadedMotoServer(host, port=port, verbose=False)
-    again.start()
+    again = started(monkeypatch)
     try:
-        fsspec.filesystem("s3").clear_instance_cache()
         fs = fsspec.filesystem("s3")
         log = fs.ls(f"far/copies/{SCHEMA}/{NAME}/_delta_log")
         assert len(log) == 1, "the version of before is the current one"
         there = [one for one in fs.find(f"far/copies/{SCHEMA}/{NAME}") if one.endswith(".parquet")]
         done = home.copy()
         assert 0 < done.files <= 11 - len(there)
-        table = DeltaTable(f"s3://far/copies/{SCHEMA}/{NAME}")
-        assert sorted(table.to_pyarrow_table(columns=["person_id"])["person_id"].to_pylist()) == list(range(1, 12))
+        # Not read where it lies: `deltalake` holds the lock that the server, in this process, needs to answer.
+        fs.get(f"far/copies/{SCHEMA}/{NAME}", str(tmp_path / "fetched"), recursive=True)
+        assert ids(tmp_path / "fetched") == list(range(1, 12))
         restored = home.copies().restore(NAME)
         assert (restored.into, ids(home.table.with_name(restored.into))) == (f"{NAME}_recovered", list(range(1, 12)))
         fs.rm("far", recursive=True)
@@ -268,12 +269,12 @@ def test_versions_stay_for_ninety_days_in_the_copy_and_for_years_in_the_archive(
     assert len(data(lake_home.copied)) == 4
     lake_home.now += DAY * 11
     assert lake_home.copy().files == 1
-    assert {len(rows(lake_home.copied, version)) for version in (1, 2, 3)} == {2, 3}
-    with pytest.raises(Exception, match="0"):
-        DeltaTable(str(lake_home.copied), version=0).to_pyarrow_table()
+    assert [rows(lake_home.copied, version) for version in (1, 2, 3)] == [[0, 1], [0, 1, 2], [0, 1, 2]]
+    with pytest.raises(DeltaError, match="No files in log segment"):
+        rows(lake_home.copied, 0)
     (archived,) = archive.copies(Kind.ARCHIVE).copy([NAME])
     assert archived.files_removed == 0
-    assert [len(rows(archive.copied, version)) for version in range(4)] == [1, 2, 3, 3]
+    assert [rows(archive.copied, version) for version in range(4)] == [[0], [0, 1], [0, 1, 2], [0, 1, 2]]
     # Spark reads what was written by hand: checkpoint and commits.
     for folder in (lake_home.copied, archive.copied):
         frame = spark.read.format("delta").load(str(folder))
@@ -281,7 +282,7 @@ def test_versions_stay_for_ninety_days_in_the_copy_and_for_years_in_the_archive(
     assert spark.read.format("delta").option("versionAsOf", 1).load(str(lake_home.copied)).count() == 2
     archive.now += 8 * 365 * DAY
     (archived,) = archive.copies(Kind.ARCHIVE).copy([NAME])
-    assert archived.files_removed == 5
+    assert archived.files_removed == 4
     assert data(archive.copied) == {
         name: size for name, size in data(lake_home.table).items() if name in data(archive.copied)
     }
@@ -311,7 +312,7 @@ def test_an_optimised_and_vacuumed_source_is_copied(spark: SparkSession, setting
     assert sorted(map(tuple, first.select(*columns).collect()), key=repr) == was
     # What the lake can no longer give comes back from the copy.
     with pytest.raises(Exception, match=r"not found|No such file"):
-        DeltaTable(str(home.table), version=1).to_pyarrow_table()
+        rows(home.table, 1)
     versions = [json.loads(one["userMetadata"])["source_version"] for one in DeltaTable(str(home.copied)).history()]
     home.copies().restore(NAME, version=min(versions))
     assert lake_reader.tuples(path(settings, f"{NAME}_recovered"), *columns) == was
@@ -350,6 +351,23 @@ def copies(settings: Settings, kind: Kind, now: dt.datetime) -> Copies:
 
 
 def test_nobody_stays_readable_in_a_copy_when_an_erasure_has_come_of_age(forgotten: Settings) -> None:
+    # Keys leave the copy with the next one, and are never archived.
+    copied, cold = Path(forgotten.copies) / SCHEMA, Path(forgotten.cold) / SCHEMA
+    assert not (cold / SUBJECT_KEYS).exists()
+    assert not (cold / TOKEN_VAULT).exists()
+    before = Keys(forgotten).subjects
+    assert f"{NAME}/2" not in before
+    (wrapped,) = lake_reader.read(copied / SUBJECT_KEYS, f"select wrapped from t where subject = '{NAME}/2'")
+    copies(forgotten, Kind.COPY, NOW).copy()
+    assert lake_reader.tuples(copied / SUBJECT_KEYS, "subject") == lake_reader.tuples(
+        path(forgotten, SUBJECT_KEYS), "subject"
+    )
+    files = [one for one in (copied / SUBJECT_KEYS).rglob("*.parquet") if "_delta_log" not in one.parts]
+    held = [row["wrapped"] for one in files for row in pq.ParquetFile(one).read().to_pylist()]
+    assert held
+    assert wrapped["wrapped"] not in held
+    assert (copied / TOMBSTONES).exists()
+
     places = {Kind.COPY: Path(forgotten.copies), Kind.ARCHIVE: Path(forgotten.cold)}
     for kind, place in places.items():
         copies(forgotten, kind, NOW + DAY).copy()
@@ -361,24 +379,6 @@ def test_nobody_stays_readable_in_a_copy_when_an_erasure_has_come_of_age(forgott
         assert ids(place / SCHEMA / NAME) == [1, 2]
         (told,) = lake_reader.read(place / SCHEMA / NAME, "select * from t where person_id = 2")
         assert (told["city"], told["record_status"]) == (None, "ERASED")
-
-
-def test_keys_leave_the_copy_with_the_next_one_and_are_never_archived(forgotten: Settings) -> None:
-    copied, cold = Path(forgotten.copies) / SCHEMA, Path(forgotten.cold) / SCHEMA
-    assert not (cold / SUBJECT_KEYS).exists()
-    assert not (cold / TOKEN_VAULT).exists()
-    before = Keys(forgotten).subjects
-    assert f"{NAME}/2" not in before
-    (wrapped,) = lake_reader.read(copied / SUBJECT_KEYS, f"select wrapped from t where subject = '{NAME}/2'")
-    copies(forgotten, Kind.COPY, NOW + DAY).copy()
-    assert lake_reader.tuples(copied / SUBJECT_KEYS, "subject") == lake_reader.tuples(
-        path(forgotten, SUBJECT_KEYS), "subject"
-    )
-    files = [one for one in (copied / SUBJECT_KEYS).rglob("*.parquet") if "_delta_log" not in one.parts]
-    held = [row["wrapped"] for one in files for row in pq.ParquetFile(one).read().to_pylist()]
-    assert held
-    assert wrapped["wrapped"] not in held
-    assert (copied / TOMBSTONES).exists()
 
 
 def test_a_restored_table_brings_nobody_back(forgotten: Settings) -> None:
@@ -470,8 +470,8 @@ def test_the_jobs_copy_archive_try_out_and_restore(spark: SparkSession, settings
         assert (rows_of[way]["rows"], rows_of[way]["bytes"], rows_of[way]["verified"]) == (3, size, True)
         assert told[f"{way}_bytes"] == size
         assert told[f"{way}_seconds"] > 0
-    earlier = DeltaTable(str(table), version=DeltaTable(str(table)).version() - 1)
-    assert rows_of["time_travel"]["rows"] == earlier.to_pyarrow_table().num_rows
+    earlier = lake_reader.version(table) - 1
+    assert rows_of["time_travel"]["rows"] == len(rows(table, earlier))
     assert {way: row["goal_seconds"] for way, row in rows_of.items()} == {
         "time_travel": 3600,
         "copy": 4 * 3600,
