@@ -276,7 +276,7 @@ class DeltaLog:
             )
         build = _Building()
         for part in parts:
-            build.checkpoint(self._read(part))
+            build.take_checkpoint(self._read(part))
         for one in needed:
             build.commit(self._read(commits[one]))
         if not needed and wanted in commits:
@@ -343,9 +343,9 @@ class DeltaLog:
         content = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=_CHECKPOINT_SCHEMA), content)
         names = self._names()
-        checkpoint = f"{state.version:020}.checkpoint.parquet"
-        if checkpoint not in names:
-            self.folder.put(f"{LOG}/{checkpoint}", content.getvalue())
+        whole = f"{state.version:020}.checkpoint.parquet"
+        if whole not in names:
+            self.folder.put(f"{LOG}/{whole}", content.getvalue())
             told = json.dumps({"version": state.version, "size": len(rows)}).encode()
             self.folder.put(f"{LOG}/_last_checkpoint", told)
         # The oldest first: whatever is left begins at a checkpoint or leads up to one.
@@ -383,7 +383,7 @@ class _Building:
         self._committed: int | None = None
         self._mark = ""
 
-    def checkpoint(self, content: bytes) -> None:
+    def take_checkpoint(self, content: bytes) -> None:
         table = pq.read_table(io.BytesIO(content))
         for row in table.select([name for name in _CHECKPOINT_SCHEMA.names if name in table.column_names]).to_pylist():
             for kind, action in row.items():

@@ -64,7 +64,7 @@ def copies_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
     """The jobs `copy_tables`, `archive_tables`, `restore_from_copy` and `restore_drill`, their schedules, and for each
     schema the evidence of its drills as an asset, with the check `recovery_time`.
     """
-    schemas = list(dict.fromkeys(table.schema for table in tables))
+    groups = {table.schema: table.group for table in tables}
 
     def copier(bench: Workbench, kind: Kind, run_id: str) -> Copies | Clones:
         return copies_of(bench, tables, kind, run_id=run_id, say=LOGGER.debug)
@@ -221,11 +221,11 @@ def copies_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
             dg.AssetSpec(
                 dg.AssetKey([schema, RESTORE_DRILLS]),
                 description="Which tables were restored to try it out, how long that took and how many bytes it moved.",
-                group_name=schema,
+                group_name=group,
             )
-            for schema in schemas
+            for schema, group in groups.items()
         ],
-        asset_checks=[check(schema) for schema in schemas],
+        asset_checks=[check(schema) for schema in groups],
         jobs=[copy_job, archive_job, restore_from_copy, restore_drill],
         schedules=[
             _schedule(settings, copy_job, "20 1 * * *", "Copies the tables once a day."),
