@@ -30,6 +30,8 @@ ERASURE_LOG = "bz_erasure_log"
 GRANT_CHECKS = "bz_grant_checks"
 DERIVED_TABLES = "bz_derived_tables"
 MAINTENANCE_LOG = "bz_maintenance_log"
+COPY_LOG = "bz_copy_log"
+RESTORE_DRILLS = "bz_restore_drills"
 
 
 class Role(enum.StrEnum):
@@ -98,6 +100,8 @@ CONTROLS = (
     Control(LEDGER, frozenset({Role.ENGINEERS}), "what happened to each file"),
     Control(SCHEMA_VERSIONS, frozenset({Role.ENGINEERS, Role.AUDITORS}), "who accepted which column"),
     Control(MAINTENANCE_LOG, frozenset({Role.ENGINEERS, Role.AUDITORS}), "what maintenance did to each table's files"),
+    Control(COPY_LOG, frozenset({Role.ENGINEERS, Role.AUDITORS}), "what was copied and restored; holds no values"),
+    Control(RESTORE_DRILLS, frozenset({Role.ENGINEERS, Role.AUDITORS}), "how long it took to restore; holds no values"),
     Control(
         GRANT_CHECKS,
         frozenset({Role.PRIVACY_OFFICERS, Role.AUDITORS}),

@@ -12,6 +12,7 @@ from bronze_assets.orchestration.alerts import alerts_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
+from bronze_assets.orchestration.copies import copies_definitions
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.derived import derived_jobs
 from bronze_assets.orchestration.erasure import erasure_definitions
@@ -64,6 +65,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         alerts_definitions(settings, tables),
         kpis_definitions(settings, tables),
         maintenance_definitions(settings, tables),
+        copies_definitions(settings, tables),
     )
 
 

@@ -35,6 +35,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     "catalog": "BRONZE_CATALOG",
     "landing": "BRONZE_LANDING",
     "archive": "BRONZE_ARCHIVE",
+    "copies": "BRONZE_COPY",
+    "cold": "BRONZE_COLD",
     "source_url": "BRONZE_SOURCE_URL",
     "master_key": "BRONZE_MASTER_KEY",
     "sql_warehouse": "BRONZE_SQL_WAREHOUSE",
@@ -126,6 +128,25 @@ class EnvironmentFile(BaseModel):
             description="Where loaded files are moved to, on the same file system.",
             examples=['"/Volumes/dev_inventory/bronze_files/files/archive"'],
             json_schema_extra={"default": "`archive` beside `landing`"},
+        ),
+    ] = None
+    copies: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Where the tables are copied to daily, in another region: a catalog of its own with "
+            "`[databricks]`; else a folder, or any URL of fsspec ([copies.md](copies.md)).",
+            examples=['"dev_inventory_copy"'],
+            json_schema_extra={"default": "`<home>/copy`; none with `[databricks]`"},
+        ),
+    ] = None
+    cold: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Where they are archived weekly for seven years, likewise.",
+            examples=['"dev_inventory_cold"'],
+            json_schema_extra={"default": "`<home>/cold`; none with `[databricks]`"},
         ),
     ] = None
     source_url: Annotated[

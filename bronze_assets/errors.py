@@ -118,3 +118,9 @@ class RemoteLost(RemoteFailure):
     """A run on Databricks has lost its driver or a machine; worth a retry."""
 
     retryable = True
+
+
+class CopyFailed(BronzeError):
+    """A copy could not be written, read or trusted. The lake is as it was, and so is the last whole copy."""
+
+    retryable = True

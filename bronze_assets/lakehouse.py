@@ -44,13 +44,14 @@ from bronze_assets.storage import (
 )
 from bronze_assets.table import LOAD_DATE, METADATA_COLUMNS, RESCUED, BronzeTable, Pii
 
-_PROPERTIES = {
+PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
     "delta.logRetentionDuration": "interval 30 days",
     # Deletion vectors would keep erased rows readable in the files.
     "delta.enableDeletionVectors": "false",
     "delta.enableChangeDataFeed": "true",
 }
+"""Of bronze tables and quarantines."""
 _STATISTICS = "delta.dataSkippingStatsColumns"
 SMALL_FILE = 128 * 2**20
 """Bytes below which a file is small."""
@@ -126,7 +127,7 @@ class Lakehouse(PrivateTables):
             self.storage.create(
                 place,
                 arrow_schema(QUARANTINE),
-                {**_PROPERTIES, _STATISTICS: "row_key,batch_id,last_batch_id"},
+                {**PROPERTIES, _STATISTICS: "row_key,batch_id,last_batch_id"},
                 description=f"Rows of {table.source} that could not be loaded into {table.name}, and why.",
             )
             return
@@ -335,13 +336,21 @@ class Lakehouse(PrivateTables):
         self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
 
     def blank(
-        self, session: SparkSession, table: BronzeTable, keys: Sequence[str], mark: str, columns: Sequence[str]
+        self,
+        session: SparkSession,
+        table: BronzeTable,
+        keys: Sequence[str],
+        mark: str,
+        columns: Sequence[str],
+        *,
+        location: str | None = None,
     ) -> int:
         """Empty these columns and the hash in all versions of the rows of these keys, and mark them `ERASED`.
 
         Args:
             keys: key texts; they enter no statement, since the log keeps those.
             mark: of the commit, in its `userMetadata`.
+            location: of a copy of the table, to do it there.
 
         Returns:
             How many row versions were not empty yet.
@@ -350,7 +359,7 @@ class Lakehouse(PrivateTables):
         key = ", ".join(f"coalesce(cast(t.`{c.name}` as string), 'NULL')" for c in table.key)
         return self._merge_keys(
             session,
-            self.location(table.schema, table.name),
+            location or self.location(table.schema, table.name),
             keys,
             mark,
             f"concat_ws(', ', {key}) = n.key",
@@ -359,10 +368,21 @@ class Lakehouse(PrivateTables):
         )
 
     def remove_quarantined(
-        self, session: SparkSession, table: BronzeTable, keys: Sequence[str], hashes: Sequence[str], mark: str
+        self,
+        session: SparkSession,
+        table: BronzeTable,
+        keys: Sequence[str],
+        hashes: Sequence[str],
+        mark: str,
+        *,
+        location: str | None = None,
     ) -> int:
-        """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were."""
-        place = self.location(table.schema, table.quarantine_name)
+        """Remove the quarantined rows of these keys, and those with these row hashes; returns how many there were.
+
+        Args:
+            location: of a copy of the quarantine, to do it there.
+        """
+        place = location or self.location(table.schema, table.quarantine_name)
         statement = "when matched then delete"
         removed = self._merge_keys(session, place, keys, mark, "t.row_key = n.key", statement)
         if hashes:
@@ -487,7 +507,7 @@ class Lakehouse(PrivateTables):
             made = made.addColumn(LOAD_DATE, "date", generatedAlwaysAs=_LOAD_DATE_OF, comment=_LOAD_DATE_COMMENT)
         if layout:
             made = made.partitionedBy(layout)
-        for name, value in {**_PROPERTIES, _STATISTICS: _statistics(table)}.items():
+        for name, value in {**PROPERTIES, _STATISTICS: _statistics(table)}.items():
             made = made.property(name, value)
         made.execute()
 

@@ -78,6 +78,9 @@ class Settings:
             Default `<home>/landing`.
         archive: `BRONZE_ARCHIVE`, where loaded files are moved to, on the same file system. Default: `archive` beside
             the landing zone.
+        copies: `BRONZE_COPY`, where the tables are copied to daily, in another region: a folder or an fsspec URL; of
+            tables in a catalog, the catalog of the copies. Default `<home>/copy`; none with a catalog.
+        cold: `BRONZE_COLD`, where they are archived weekly, likewise. Default `<home>/cold`; none with a catalog.
         discovery: `BRONZE_DISCOVERY`: how a load finds new files, `listing`, `stream` (Spark's file stream) or
             `autoloader` (on Databricks only). Whatever finds them, the ledger decides. Default `listing`.
         master_key: `BRONZE_MASTER_KEY`, where the key that protects personal data is kept, never the key itself:
@@ -122,6 +125,8 @@ class Settings:
     source_url: str = field(repr=False)
     landing: str
     archive: str
+    copies: str = ""
+    cold: str = ""
     capture: CaptureMode = CaptureMode.OFF
     discovery: Discovery = Discovery.LISTING
     catalog: str | None = None
@@ -252,6 +257,7 @@ class Settings:
 
         catalog = _catalog(environ)
         archive = _archive(environ, landing)
+        copies, cold = _copies(environ, home, lake, catalog if databricks is not None or on_cluster == "1" else None)
         if databricks is not None:
             _require_reachable_by_clusters(environ, catalog, landing, archive)
         return cls(
@@ -261,6 +267,8 @@ class Settings:
             source_url=own_source or f"file:{home / 'postgres' / 'source_url'}",
             landing=landing,
             archive=archive,
+            copies=copies,
+            cold=cold,
             capture=CaptureMode(mode),
             discovery=Discovery(discovery),
             catalog=catalog,
@@ -333,6 +341,9 @@ class Settings:
             "BRONZE_MASTER_KEY": self.master_key,
             "BRONZE_LANDING": self.landing,
             "BRONZE_ARCHIVE": self.archive,
+            # Without `[databricks]` they are folders of the host.
+            "BRONZE_COPY": self.copies if self.in_catalog else "",
+            "BRONZE_COLD": self.cold if self.in_catalog else "",
             "BRONZE_CAPTURE": self.capture.value,
             "BRONZE_DISCOVERY": self.discovery.value,
             "BRONZE_CATALOG": self.catalog,
@@ -472,6 +483,41 @@ def _archive(environ: Mapping[str, str], landing: str) -> str:
                 "give credentials in variables of the file system's own.",
             )
     return archive
+
+
+def _copies(environ: Mapping[str, str], home: Path, lake: str, catalog: str | None) -> tuple[str, str]:
+    """Where copies and archive of the tables are; empty where they are to be in catalogs and none is named."""
+    named = {name: environ.get(name) or "" for name in ("BRONZE_COPY", "BRONZE_COLD")}
+    if catalog is not None:
+        for name, place in named.items():
+            if place and (not CATALOG_NAME.fullmatch(place) or place == catalog):
+                raise SettingsError(
+                    f"{name}={place!r} is not another catalog.",
+                    "name a catalog of its own: tables of a catalog are copied by Databricks, into a catalog.",
+                )
+        copies, cold = named.values()
+    else:
+        defaults = {"BRONZE_COPY": home / "copy", "BRONZE_COLD": home / "cold"}
+        for name, place in named.items():
+            protocol, _, path = place.rpartition("://")
+            if protocol and "@" in path.split("/", 1)[0] and not protocol.startswith("abfs"):
+                raise SettingsError(
+                    f"{name} holds a user or a password.", "give credentials in variables of the file system's own."
+                )
+        copies, cold = (_location(named[name] or str(default)) for name, default in defaults.items())
+        inside = str(Path(lake).expanduser().absolute())
+        for name, place in (("BRONZE_COPY", copies), ("BRONZE_COLD", cold)):
+            plain = place.removeprefix("file://").removeprefix("local://")
+            if "://" not in plain and (Path(plain).is_relative_to(inside) or Path(inside).is_relative_to(plain)):
+                raise SettingsError(
+                    f"{name}={place} and the lake {inside} lie within each other.",
+                    "name a folder that is not lost together with the lake, at best in another region.",
+                )
+    if copies and cold and (f"{copies}/".startswith(f"{cold}/") or f"{cold}/".startswith(f"{copies}/")):
+        raise SettingsError(
+            "BRONZE_COPY and BRONZE_COLD lie within each other.", "name two places: one is to survive the other."
+        )
+    return copies, cold
 
 
 def _master_key(environ: Mapping[str, str], environment: Environment, home: Path) -> str:

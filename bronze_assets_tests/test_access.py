@@ -249,7 +249,7 @@ def test_auditors_read_logs_and_nothing_else() -> None:
     seen = {
         grant.path[-1] for grant in grants(TABLES, "dev") if grant.grantee == Role.AUDITORS and grant.kind == "TABLE"
     }
-    logs = {"bz_audit_log", "bz_schema_versions", "bz_maintenance_log"}
+    logs = {"bz_audit_log", "bz_schema_versions", "bz_maintenance_log", "bz_copy_log", "bz_restore_drills"}
     logs |= {access.ACCESS_LOG, access.ERASURE_LOG, access.GRANT_CHECKS}
     assert seen == logs | {access.DERIVED_TABLES}
 

@@ -92,7 +92,7 @@ class Lake:
         schema = pa.schema([*fields.items(), ("_rescued_data", pa.string()), *(columns or {}).items()])
         folder = Path(self.lake.location(SCHEMA, NAME))
         shutil.rmtree(folder, ignore_errors=True)
-        DeltaTable.create(str(folder), schema, configuration={**lakehouse._PROPERTIES})
+        DeltaTable.create(str(folder), schema, configuration={**lakehouse.PROPERTIES})
         write_deltalake(str(folder), pa.Table.from_pylist([dict(row) for row in rows], schema=schema), mode="append")
 
     def sealed_bad(self, **values: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Lake:
         schema = arrow_schema(lakehouse.QUARANTINE)
         folder = Path(self.lake.location(SCHEMA, QUARANTINE))
         shutil.rmtree(folder, ignore_errors=True)
-        DeltaTable.create(str(folder), schema, configuration={**lakehouse._PROPERTIES})
+        DeltaTable.create(str(folder), schema, configuration={**lakehouse.PROPERTIES})
         write_deltalake(str(folder), pa.Table.from_pylist([dict(row) for row in rows], schema=schema), mode="append")
 
     def archive(self, name: str, ring: keys.KeyRing | None) -> None:

@@ -503,6 +503,8 @@ class TestCompose:
 
     def test_the_instance_is_that_of_the_checkout_but_for_where_things_lie(self) -> None:
         here = yaml.safe_load((CHECKOUT / "dagster.yaml").read_text())
+        # Of `make ui`, which keeps a process for it; a team's runs start in the container of its code.
+        assert here.pop("run_launcher")["class"] == "WarmRunLauncher"
         there = yaml.safe_load((DEPLOY / "dagster" / "dagster.yaml").read_text())
         places = {"storage", "local_artifact_storage", "compute_logs"}
         assert {k: v for k, v in there.items() if k not in places} == {k: v for k, v in here.items() if k not in places}

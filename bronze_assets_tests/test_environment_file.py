@@ -450,6 +450,9 @@ ONLY_OF_THE_HOST = {
     "databricks",
     "databricks_host",
     "on_cluster",
+    # Of a host without `[databricks]`, as here, they are folders.
+    "copies",
+    "cold",
 }
 
 
@@ -470,9 +473,10 @@ class TestOnACluster:
         assert cluster.remote_environment() == remote
 
     def test_the_files_keys_are_there_and_the_file_is_not(self, folder: Path) -> None:
-        settings = load(folder, HEAD + JOB)
+        settings = load(folder, 'copies = "dev_copy"\ncold = "dev_cold"\n' + HEAD + JOB)
         remote = settings.remote_environment()
         assert remote["BRONZE_ON_CLUSTER"] == "1"
+        assert (remote["BRONZE_COPY"], remote["BRONZE_COLD"]) == ("dev_copy", "dev_cold")
         assert remote["BRONZE_CATALOG"] == "dev_inventory"
         assert "BRONZE_SETTINGS" not in remote
         assert str(folder) not in str(remote)

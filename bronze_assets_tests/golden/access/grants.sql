@@ -74,6 +74,10 @@ GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_schema_versions` TO `bronze_e
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_schema_versions` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_maintenance_log` TO `bronze_engineers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_maintenance_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_copy_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_copy_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_restore_drills` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_restore_drills` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_privacy_officers`;
@@ -116,5 +120,9 @@ GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bron
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_maintenance_log` TO `bronze_engineers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_maintenance_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_copy_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_copy_log` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_restore_drills` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_restore_drills` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;
