@@ -651,7 +651,9 @@ class TestRelease:
             "gate.py",
             "bundle/databricks.yml",
             "bundle/resources/maintenance.job.yml",
+            "bundle/resources/monitoring.dashboard.yml",
             "bundle/src/maintenance.py",
+            "bundle/src/monitoring.lvdash.json",
             *(f"dagster/{name}" for name in (".dockerignore", "Dockerfile", "compose.yaml", "constraints.txt")),
             *(f"dagster/{name}" for name in ("dagster.yaml", "settings.env.example", "workspace.yaml")),
             "dagster/bronze_assets-1.0-py3-none-any.whl",
@@ -856,7 +858,8 @@ def test_a_deployment_runs_and_is_healthy(deployment: Deployment) -> None:
     with deployment.running("code", "daemon", "webserver"):
         nodes = deployment.dagster.ask("{ assetNodes { isExecutable assetKey { path } } }")["assetNodes"]
         executable = {"/".join(node["assetKey"]["path"]) for node in nodes if node["isExecutable"]}
-        assert executable == {f"{table.schema}/{table.name}" for table in TABLES}
+        reports = {f"{table.schema}/kpi_report" for table in TABLES}
+        assert executable == {f"{table.schema}/{table.name}" for table in TABLES} | reports
         for service in ("code", "webserver", "daemon"):
             until(functools.partial(deployment.healthy, service), PATIENCE, deployment.folder / f"{service}.log")
         instance = deployment.dagster.ask("{ instance { daemonHealth { allDaemonStatuses { daemonType } } } }")
