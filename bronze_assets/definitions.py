@@ -19,6 +19,7 @@ from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_lo
 from bronze_assets.orchestration.privacy import privacy_jobs
 from bronze_assets.orchestration.quarantine import replay_job
 from bronze_assets.orchestration.resources import STEP_LAUNCHER, loader_resource
+from bronze_assets.orchestration.retention import retention_definitions
 from bronze_assets.orchestration.schedules import schedule
 from bronze_assets.orchestration.sensors import file_sensor
 from bronze_assets.settings import Settings
@@ -58,6 +59,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         erasure_definitions(settings, tables),
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
+        retention_definitions(settings, tables),
     )
 
 
