@@ -233,7 +233,9 @@ class _Work:
         since = self._now - dt.timedelta(days=DRY_RUN_DAYS)
         mine = f"table_name = {sql_literal(self._table.name)} and event = '{REPORTED}'"
         rows = self._lake.rows(self._table.schema, RETENTION_LOG, where=mine)
-        recent = {row["layer"]: row for row in sorted(rows, key=lambda row: row["at"]) if row["at"] >= since}
+        recent = {
+            row["layer"]: row for row in sorted(rows, key=lambda row: row["at"]) if since <= row["at"] <= self._now
+        }
         again = "run `apply_retention` with dry_run: true for it, read what it names, and remove then."
         for one in self.due().layers:
             told = recent.get(one.layer.value)
