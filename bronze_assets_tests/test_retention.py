@@ -270,7 +270,7 @@ def test_what_is_held_stays_in_every_layer_until_it_is_released(spark: SparkSess
     everything = holds.place(bench, THINGS, holds.ALL, reason="case 9", who="counsel")
     assert removed(settings, [THINGS], now)["bz_things", "archive"]["held"] == 1
     assert archived(settings, THINGS) == ["1.json"]
-    assert [hold.key for hold in holds.in_force(bench.lake, THINGS)] == ["19", holds.ALL]
+    assert {hold.key for hold in holds.in_force(bench.lake, THINGS)} == {"19", holds.ALL}
     assert everything.words.startswith("bz_things: hold ")
 
 
@@ -376,7 +376,7 @@ def test_removing_wants_a_dry_run_that_named_about_as_much(
     assert "kept 10 days" in applied(settings, [shorter], START + 121 * DAY, fails=True, dry_run=False)["error"]
     late = applied(settings, [table], START + 127 * DAY, fails=True, dry_run=False)["error"]
     assert "no dry run of the last 7 days" in late
-    assert file_tables.ids(settings) == [1, 2, 11, 12, 21, 22]
+    assert sorted(file_tables.ids(settings)) == [1, 2, 11, 12, 21, 22]
     assert archived(settings, table) == ["0.json", "1.json", "2.json"]
 
 

@@ -74,6 +74,11 @@ GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_schema_versions` TO `bronze_e
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_schema_versions` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_legal_holds` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_legal_holds` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_retention_log` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_retention_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_retention_log` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_erasure_log` TO `bronze_privacy_officers`;
@@ -114,3 +119,8 @@ GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bron
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_schema_versions` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_legal_holds` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_legal_holds` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_auditors`;
