@@ -241,7 +241,7 @@ def test_auditors_read_logs_and_nothing_else() -> None:
         grant.path[-1] for grant in grants(TABLES, "dev") if grant.grantee == Role.AUDITORS and grant.kind == "TABLE"
     }
     logs = {"bz_audit_log", "bz_schema_versions", access.ACCESS_LOG, access.ERASURE_LOG, access.GRANT_CHECKS}
-    assert seen == logs | {access.DERIVED_TABLES}
+    assert seen == logs | {access.DERIVED_TABLES, access.LEGAL_HOLDS, access.RETENTION_LOG}
 
 
 def test_engineers_do_not_read_who_read_what() -> None:

@@ -21,7 +21,7 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from bronze_assets import __main__ as command_line
-from bronze_assets import hold_command, quality
+from bronze_assets import engine, hold_command, quality
 from bronze_assets.access import ERASURE_LOG, LEGAL_HOLDS, RETENTION_LOG
 from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import TABLES
@@ -55,6 +55,12 @@ MONTH = Retention(superseded_days=30, quarantine_days=30, reason="a test")
 WAREHOUSES = next(table for table in INVENTORY if table.name == "bz_warehouses")
 
 
+@pytest.fixture(autouse=True)
+def as_for_little_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads are tested elsewhere; here they are to be quick, as those of little data are."""
+    monkeypatch.setattr(engine, "SMALL_BYTES", 2**20)
+
+
 def loaded(settings: Settings, table: BronzeTable, at: dt.datetime, **options: Any) -> LoadRecord:
     """One load at that moment, by a workbench of its own."""
     bench = Workbench(settings, clock=lambda: at)
@@ -74,6 +80,14 @@ def drop(settings: Settings, table: BronzeTable, name: str, at: dt.datetime, *ro
     os.utime(path, (moment, moment))
 
 
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What a failed run says."""
+    (failed,) = (event for event in result.all_node_events if event.is_step_failure)
+    told = failed.step_failure_data.user_failure_data
+    assert told is not None
+    return str(told.description)
+
+
 def applied(
     settings: Settings, declared: Sequence[BronzeTable], at: dt.datetime, *, fails: bool = False, **config: Any
 ) -> dict[str, Any]:
@@ -82,8 +96,7 @@ def applied(
     result = job.execute_in_process({"ops": {"retain": {"config": config}}}, raise_on_error=not fails)
     assert result.success is not fails
     if fails:
-        (failed,) = (event for event in result.all_node_events if event.is_step_failure)
-        return {"error": failed.step_failure_data.user_failure_data.description}
+        return {"error": failure(result)}
     (output,) = (event for event in result.all_events if event.event_type_value == "STEP_OUTPUT")
     return {name: value.value for name, value in output.step_output_data.metadata.items()}
 
@@ -324,9 +337,9 @@ def test_a_deleted_row_does_not_come_back_by_a_file_that_is_still_there(
     load(ITEMS, "2026-03-10", again, Run("run", "cli"), Options(reload=True))
     assert live(settings) == {2: ("c", 2)}
 
-    told = removed(settings, [ITEMS], START + 400 * DAY)
-    assert told["bz_items", "archive"]["files"] == 2
-    assert (told["bz_items", "superseded"]["rows"], told["bz_items", "superseded"]["needed"]) == (3, 0)
+    layers = removed(settings, [ITEMS], START + 400 * DAY)
+    assert layers["bz_items", "archive"]["files"] == 2
+    assert (layers["bz_items", "superseded"]["rows"], layers["bz_items", "superseded"]["needed"]) == (3, 0)
     assert [row["item_id"] for row in rows_of(settings, ITEMS)] == [2]
     with pytest.raises(BronzeError, match="its files are gone"):
         load(ITEMS, "2026-03-10", again, Run("run", "cli"), Options(reload=True))
@@ -388,7 +401,7 @@ def test_a_load_at_work_is_told_of_and_other_tables_are_done(spark: SparkSession
     loaded(settings, ITEMS, START)
     now = START + 300 * DAY
     applied(settings, [THINGS, ITEMS], now)
-    quick = replace(settings, lease_seconds=6.0)
+    quick = replace(settings, lease_seconds=6)
     with lease(Lakehouse(settings.lake), THINGS.schema, THINGS.name, "the load", quick.lease_seconds):
         error = applied(quick, [THINGS, ITEMS], now, fails=True, dry_run=False)["error"]
     assert error.startswith("bz_things: run the load on ")
@@ -475,8 +488,7 @@ def test_a_hold_on_a_person_beats_retention_and_erasure_and_names_nobody(
     }
     # Of another table and not held, but in the same request.
     result = erasing(settings, [PEOPLE, members], "bz_members:5", "bz_people:2", "bz_people:77123")
-    (failed,) = (event for event in result.all_node_events if event.is_step_failure)
-    message = failed.step_failure_data.user_failure_data.description
+    message = failure(result)
     assert message.startswith(f"bz_people: the legal hold {hold.id} (case 7) keeps what is asked to be erased.")
     assert "Art. 17(3)(e)" in message
     assert "Fix: have the hold released" in message
@@ -522,25 +534,28 @@ def test_the_job_of_holds_and_its_refusals(settings: Settings) -> None:
     definitions = retention_definitions(settings, [THINGS, ITEMS], lambda: START)
     job = definitions.get_job_def("legal_hold")
 
-    def run(**config: str) -> list[str] | str:
-        result = job.execute_in_process({"ops": {"keep_holds": {"config": config}}}, raise_on_error=False)
-        if not result.success:
-            (failed,) = (event for event in result.all_node_events if event.is_step_failure)
-            return str(failed.step_failure_data.user_failure_data.description)
-        (output,) = (event for event in result.all_events if event.event_type_value == "STEP_OUTPUT")
-        return list(output.step_output_data.metadata["holds"].value)
+    def execute(config: Mapping[str, str]) -> dg.ExecuteInProcessResult:
+        return job.execute_in_process({"ops": {"keep_holds": {"config": dict(config)}}}, raise_on_error=False)
+
+    def refused(**config: str) -> str:
+        return failure(execute(config))
+
+    def run(**config: str) -> list[str]:
+        (output,) = (e for e in execute(config).all_events if e.event_type_value == "STEP_OUTPUT")
+        lines: Any = output.step_output_data.metadata["holds"].value
+        return list(lines)
 
     said = {"reason": "case 7", "by": "counsel"}
     assert run() == []
     (line,) = run(action="place", table="bz_things", key="7", **said)
     assert line.endswith("keeps key '7' since 2026-03-10: case 7 (placed by counsel)")
-    assert "'07' can be nobody's key" in run(action="place", table="bz_things", key="07", **said)
-    assert "needs a reason" in run(action="place", table="bz_things", key="7", by="counsel")
-    assert "there is no table 'bz_nothing'" in run(action="place", table="bz_nothing", key="7", **said)
-    assert "no table is named" in run(action="place", key="7", **said)
-    assert "no hold of that key or id" in run(action="release", table="bz_things", key="8", **said)
+    assert "'07' can be nobody's key" in refused(action="place", table="bz_things", key="07", **said)
+    assert "needs a reason" in refused(action="place", table="bz_things", key="7", by="counsel")
+    assert "there is no table 'bz_nothing'" in refused(action="place", table="bz_nothing", key="7", **said)
+    assert "no table is named" in refused(action="place", key="7", **said)
+    assert "no hold of that key or id" in refused(action="release", table="bz_things", key="8", **said)
     assert len(run(action="place", table="bz_things", key="7", **said)) == 2
-    assert "2 holds are on that key" in run(action="release", table="bz_things", key="7", **said)
+    assert "2 holds are on that key" in refused(action="release", table="bz_things", key="7", **said)
     assert len(run(action="release", table="bz_things", key=line.split()[2], **said)) == 1
     assert run(action="release", table="bz_things", key="7", **said) == []
 

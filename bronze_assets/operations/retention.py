@@ -22,6 +22,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from bronze_assets import engine
 from bronze_assets.access import RETENTION_LOG
 from bronze_assets.audit import safe_message
 from bronze_assets.errors import BronzeError, KeyRefused, LakeError, RetentionRefused
@@ -330,6 +331,10 @@ class _Work:
             return LayerDue(layer, self._days[layer], None, len(times), size, *ends, held=files.held)
         if not self._lake.exists(self._table.schema, self._name(layer)):
             return none
+        with engine.sized(self._bench.session, self._lake.size(self._table.schema, self._name(layer)).bytes):
+            return self._counted(layer, none)
+
+    def _counted(self, layer: Layer, none: LayerDue) -> LayerDue:
         counts = self._aged(layer).groupBy(IS_HELD, _NEEDED)
         told = counts.agg(F.count(F.lit(1)).alias("n"), F.min(_SINCE).alias("oldest"), F.max(_SINCE).alias("newest"))
         # As microseconds: a moment would come in this machine's time zone.
@@ -350,7 +355,9 @@ class _Work:
             # Whatever is due was loaded by then: files that came later are not looked into.
             bound = f"t.load_timestamp <= timestamp '{self._cutoff(layer):%Y-%m-%d %H:%M:%S.%f}+00:00'"
         rows = self._aged(layer).where(f"not {IS_HELD} and not {_NEEDED}")
-        return self._lake.remove_rows(rows, self._table.schema, self._name(layer), on=on, mark=mark, bound=bound)
+        schema, name = self._table.schema, self._name(layer)
+        with engine.sized(self._bench.session, self._lake.size(schema, name).bytes):
+            return self._lake.remove_rows(rows, schema, name, on=on, mark=mark, bound=bound)
 
     def _aged(self, layer: Layer) -> DataFrame:
         """The rows of a layer that are older than its days, with when these began, `IS_HELD` and `_NEEDED`."""
