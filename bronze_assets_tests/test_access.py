@@ -310,8 +310,8 @@ def test_a_missing_grant_is_named_with_its_statement() -> None:
     (missing,) = grant_differences(TABLES, "dev", rows_of(DECLARED[:-1]))
     assert missing == GrantDifference(DECLARED[-1], missing=True)
     assert str(missing) == (
-        "bronze_auditors lacks SELECT on the table dev.manufacturing_bronze.bz_grant_checks."
-        " Fix: GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;"
+        "bronze_auditors lacks SELECT on the table dev.manufacturing_bronze.bz_retention_log."
+        " Fix: GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_auditors`;"
     )
 
 
