@@ -17,7 +17,15 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command, report_command
+from bronze_assets import (
+    access,
+    access_evidence,
+    derived_command,
+    doctor,
+    hold_command,
+    quarantine_command,
+    report_command,
+)
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
@@ -99,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands.add_parser("doctor", help="check the environment before anything is started; says what to do")
     derived_command.add_parser(commands)
+    hold_command.add_parser(commands)
     quarantine_command.add_parser(commands)
     report_command.add_parser(commands)
     options = parser.parse_args(arguments)
@@ -129,6 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return derived_command.run(settings, options)
         if options.command == "report":
             return report_command.run(settings, options)
+        if options.command == "hold":
+            return hold_command.run(settings, options)
         if options.command == "rotate-keys":
             return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
@@ -263,6 +274,7 @@ def erase(settings: Settings, subjects: Sequence[str], file: Path | None, *, rea
         raise PrivacyRefused("nobody is named.", "give --customer, --subject or --subjects-from.")
     by_name = {table.name: table for table in TABLES}
     with Workbench.open(settings, say=say) as bench:
+        erasure.check_all(bench, wanted, TABLES, reason=reason, who=by)
         for name, keys in wanted.items():
             say(erasure.erase(bench, by_name[name], keys, reason=reason, who=by).words)
     return 0

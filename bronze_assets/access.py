@@ -32,6 +32,8 @@ DERIVED_TABLES = "bz_derived_tables"
 MAINTENANCE_LOG = "bz_maintenance_log"
 COPY_LOG = "bz_copy_log"
 RESTORE_DRILLS = "bz_restore_drills"
+LEGAL_HOLDS = "bz_legal_holds"
+RETENTION_LOG = "bz_retention_log"
 
 
 class Role(enum.StrEnum):
@@ -106,6 +108,16 @@ CONTROLS = (
         GRANT_CHECKS,
         frozenset({Role.PRIVACY_OFFICERS, Role.AUDITORS}),
         "how the grants differed from the declared ones; those who are watched do not read it",
+    ),
+    Control(
+        LEGAL_HOLDS,
+        frozenset({Role.PRIVACY_OFFICERS, Role.AUDITORS}),
+        "what a claim keeps from removal, and why; names no person",
+    ),
+    Control(
+        RETENTION_LOG,
+        frozenset({Role.ENGINEERS, Role.PRIVACY_OFFICERS, Role.AUDITORS}),
+        "what has been removed for its age; holds no values",
     ),
     Control(SUBJECT_KEYS, frozenset(), "a key opens every value of its person", personal=True),
     Control(TOKEN_VAULT, frozenset(), "leads from tokens back to values", personal=True),

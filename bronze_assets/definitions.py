@@ -23,6 +23,7 @@ from bronze_assets.orchestration.maintenance import maintenance_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
 from bronze_assets.orchestration.quarantine import replay_job
 from bronze_assets.orchestration.resources import STEP_LAUNCHER, loader_resource
+from bronze_assets.orchestration.retention import retention_definitions
 from bronze_assets.orchestration.schedules import schedule
 from bronze_assets.orchestration.sensors import file_sensor
 from bronze_assets.settings import Settings
@@ -66,6 +67,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         kpis_definitions(settings, tables),
         maintenance_definitions(settings, tables),
         copies_definitions(settings, tables),
+        retention_definitions(settings, tables),
     )
 
 

@@ -106,6 +106,10 @@ class PrivacyRefused(BronzeError):
     """A person's values were asked for in a way in which they are not given; the attempt is in the access log."""
 
 
+class RetentionRefused(BronzeError):
+    """Rows or files are not removed, or a legal hold not changed, as it was asked for; nothing was changed."""
+
+
 class ConservationError(BronzeError):
     """Rows read and row outcomes do not add up; a defect, never the user's fault."""
 

@@ -27,6 +27,7 @@ from bronze_assets.audit import LoadRecord, combine
 from bronze_assets.batches import Batch
 from bronze_assets.errors import LoadRefused, PartitionRefused, SchemaMismatch
 from bronze_assets.file_frames import FileFrames
+from bronze_assets.privacy.holds import in_force
 from bronze_assets.schema_versions import SchemaVersions
 from bronze_assets.settings import CLUSTER_HOME, CaptureMode, Discovery
 from bronze_assets.snapshot_load import is_past
@@ -194,6 +195,9 @@ class FileLoad:
         the same: `standing` tells of it, and the next load tries again.
         """
         zone, now = self._bench.zone, self._bench.clock()
+        if self._feed.loaded is Loaded.DELETE and in_force(self._bench.lake, self._table):
+            # They go when the hold is over.
+            return
         loaded = [s for s in self._ledger.files.values() if s.event is FileEvent.LOADED and s.leaves(self._feed, now)]
         moved: list[FileState] = []
         held: list[tuple[FileState, OSError]] = []

@@ -389,6 +389,33 @@ class Lakehouse(PrivateTables):
             removed += self._merge_keys(session, place, hashes, mark, "t.row_hash = n.key", statement)
         return removed
 
+    def remove_rows(
+        self, rows: DataFrame, schema: str, name: str, *, on: Sequence[str], mark: str, bound: str = "true"
+    ) -> int:
+        """Delete rows of a table, in one commit; its generated columns and change feed stay as they are.
+
+        Args:
+            rows: the columns `on` of those that go.
+            on: tell a row apart, NULLs too.
+            mark: the commit's `userMetadata`.
+            bound: SQL condition that they all hold, of the table `t`, by which files are left out.
+
+        Returns:
+            How many rows that was; without any, nothing is committed.
+        """
+        same = " and ".join(f"t.`{column}` <=> n.`{column}`" for column in on)
+        target = self.identifier(schema, name)
+        return _merge(
+            rows.select(*on),
+            mark,
+            f"merge into {target} as t using {INCOMING} as n on {same} and {bound} when matched then delete",
+        )
+
+    def marked(self, schema: str, name: str, mark: str) -> Commit | None:
+        """The commit with that `userMetadata`; None if the table's history has none."""
+        place = self.location(schema, name)
+        return self._marked(place, lambda found: found == mark, -1) if self.storage.exists(place) else None
+
     def described(self, location: str) -> Described | None:
         """A Delta table of somebody else's, by path or URI; None if there is none.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -23,6 +24,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from bronze_assets.errors import PrivacyRefused
 from bronze_assets.table import TIMELY_CHECKS, BronzeTable, Column, Impact
 
 KEY = "key"
@@ -292,6 +294,27 @@ def key_text(table: BronzeTable) -> SparkColumn:
 def as_key_text(values: Sequence[SparkColumn]) -> SparkColumn:
     """`key_text` of other columns than the key's own."""
     return F.concat_ws(", ", *(F.coalesce(value.cast("string"), F.lit("NULL")) for value in values))
+
+
+def canonical_key(table: BronzeTable, key: str) -> str:
+    """The key text, if it can be one of the table's: `0102` is no key, and its row would not be found.
+
+    Raises:
+        PrivacyRefused: it can be nobody's.
+    """
+    parts = key.split(", ") if len(table.key) > 1 else [key]
+    whole = (T.IntegerType, T.LongType)
+    numbers = [isinstance(column.type, whole) for column in table.key]
+    if len(parts) == len(numbers):
+        pairs = zip(parts, numbers, strict=True)
+        odd = any(number and not re.fullmatch("0|-?[1-9][0-9]*", part) for part, number in pairs)
+    else:
+        # A text may hold the separator.
+        odd = all(numbers)
+    if key and odd:
+        shape = ", ".join(f"<{column.name}, {column.type.simpleString()}>" for column in table.key)
+        raise PrivacyRefused(f"{key!r} can be nobody's key.", f"write it as {shape}.", table=table.name)
+    return key
 
 
 def _broken(rule: Rule, columns: Iterable[str], today: date, now: datetime) -> SparkColumn:

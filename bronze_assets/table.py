@@ -270,6 +270,47 @@ class Layout:
     z_order: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Retention:
+    """For how many days a table keeps what is no longer its present; None is for ever. A legal hold comes before it.
+
+    Attributes:
+        superseded_days: row versions that a newer version of their key has replaced, from its `load_timestamp` on, and
+            `DELETED` versions, from their own.
+        rows_days: all row versions, the latest too, from their `load_timestamp` on; only of files that are events.
+        quarantine_days: quarantined rows that are settled, from when they were.
+        open_quarantine_days: quarantined rows that nobody has settled, from when they were last seen.
+        archive_days: loaded files in the archive, from when they were moved there.
+        reason: why so long, for who answers for it; needed where anything is ever removed.
+
+    Raises:
+        DeclarationError: a layer is not kept for a whole number of days, or nobody says why.
+    """
+
+    superseded_days: int | None = None
+    rows_days: int | None = None
+    quarantine_days: int | None = None
+    open_quarantine_days: int | None = None
+    archive_days: int | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        for name, days in self.days.items():
+            if isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= _MOST_DAYS:
+                raise DeclarationError(
+                    f"retention: {name}={days!r} is not a whole number of days from 1 to {_MOST_DAYS}.",
+                    "give such a number, or None for ever.",
+                )
+        if self.days and not self.reason.strip():
+            raise DeclarationError("retention: nobody says why rows are to go.", "give Retention(reason=…).")
+
+    @property
+    def days(self) -> dict[str, int]:
+        """Name of the attribute → days, of the layers that anything is ever removed from."""
+        names = ("superseded_days", "rows_days", "quarantine_days", "open_quarantine_days", "archive_days")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
 SUPPORTED_TYPES: tuple[type[T.DataType], ...] = (
     T.IntegerType,
     T.LongType,
@@ -325,6 +366,7 @@ class BronzeTable:
         source_system: the system that the rows come from.
         owners: for Dagster, e-mail addresses or `team:<name>`.
         group: Dagster's asset group.
+        retention: for how long it keeps what is no longer its present. No part of the rule set or of the code version.
 
     Raises:
         DeclarationError: the declaration cannot be what it says; names the table and the culprit.
@@ -341,6 +383,7 @@ class BronzeTable:
     source_system: str = POSTGRES
     owners: tuple[str, ...] = ("team:data-platform",)
     group: str = "inventory"
+    retention: Retention = Retention()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", self.source):
@@ -367,6 +410,16 @@ class BronzeTable:
         for name in self.layout.z_order:
             if name not in names:
                 raise self._error(f"layout.z_order {name!r} is not a column.", f"use some of {names}.")
+        if self.retention.rows_days is not None and (self.files is None or self.files.captured):
+            raise self._error(
+                "retention.rows_days is for files that are events: of a database table, the next snapshot would bring"
+                " rows that were removed again.",
+                "leave it out; superseded_days removes what has been replaced or deleted.",
+            )
+        if self.retention.archive_days is not None and (self.feed is None or self.feed.loaded is not Loaded.ARCHIVE):
+            raise self._error(
+                "retention.archive_days is set, and no file of it is ever archived.", "leave it out of its retention."
+            )
 
     @property
     def name(self) -> str:

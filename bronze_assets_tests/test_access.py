@@ -251,7 +251,7 @@ def test_auditors_read_logs_and_nothing_else() -> None:
     }
     logs = {"bz_audit_log", "bz_schema_versions", "bz_maintenance_log", "bz_copy_log", "bz_restore_drills"}
     logs |= {access.ACCESS_LOG, access.ERASURE_LOG, access.GRANT_CHECKS}
-    assert seen == logs | {access.DERIVED_TABLES}
+    assert seen == logs | {access.DERIVED_TABLES, access.LEGAL_HOLDS, access.RETENTION_LOG}
 
 
 def test_engineers_do_not_read_who_read_what() -> None:
@@ -320,8 +320,8 @@ def test_a_missing_grant_is_named_with_its_statement() -> None:
     (missing,) = grant_differences(TABLES, "dev", rows_of(DECLARED[:-1]))
     assert missing == GrantDifference(DECLARED[-1], missing=True)
     assert str(missing) == (
-        "bronze_auditors lacks SELECT on the table dev.manufacturing_bronze.bz_grant_checks."
-        " Fix: GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;"
+        "bronze_auditors lacks SELECT on the table dev.manufacturing_bronze.bz_retention_log."
+        " Fix: GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_auditors`;"
     )
 
 

@@ -5,15 +5,37 @@ What does not belong here: how rows are read, judged or written. Only what is so
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandera.pyspark as pa
 import pyspark.sql.types as T
 
-from bronze_assets.table import LOAD_DATE, BronzeTable, Cadence, Impact, Layout, Pii, column
+from bronze_assets.table import LOAD_DATE, BronzeTable, Cadence, Impact, Layout, Pii, Retention, column
 
 SCHEMA = "inventory_bronze"
 MONEY = {"precision": 12, "scale": 2}
 EMAIL = r"^[^@\s]+@[^@\s]+\.[^@\s]+$"
 PHONE = r"^\+?[0-9 ().-]{6,20}$"
+SEVEN_YEARS = 2557
+MASTER_DATA = Retention(
+    superseded_days=SEVEN_YEARS,
+    quarantine_days=400,
+    reason="A trade is explained by the master data of its time, for as long as the archive keeps it: seven years."
+    " What has been settled is evidence for the year's audit and the month after.",
+)
+TRADE = replace(MASTER_DATA, archive_days=SEVEN_YEARS)
+PERSONS = replace(
+    TRADE,
+    quarantine_days=90,
+    reason="A trade names its partners as they were then: seven years. What has been settled of a person serves nothing"
+    " any more, and stays a quarter for questions.",
+)
+COUNTS = replace(
+    MASTER_DATA,
+    superseded_days=730,
+    reason="Hourly counts are compared with the same week of the year before, and two years hold any such pair."
+    " What has been settled is evidence for the year's audit and the month after.",
+)
 
 
 class Products(pa.DataFrameModel):
@@ -100,9 +122,14 @@ TABLES: tuple[BronzeTable, ...] = (
         Cadence.STREAMING,
         "Products on sale.",
         layout=Layout(z_order=("product_id", "category")),
+        retention=TRADE,
     ),
-    BronzeTable(SCHEMA, "tests.Suppliers", Suppliers, Cadence.STREAMING, "Suppliers and what they supply."),
-    BronzeTable(SCHEMA, "tests.Warehouses", Warehouses, Cadence.DAILY, "Warehouses and their capacity."),
+    BronzeTable(
+        SCHEMA, "tests.Suppliers", Suppliers, Cadence.STREAMING, "Suppliers and what they supply.", retention=PERSONS
+    ),
+    BronzeTable(
+        SCHEMA, "tests.Warehouses", Warehouses, Cadence.DAILY, "Warehouses and their capacity.", retention=MASTER_DATA
+    ),
     BronzeTable(
         SCHEMA,
         "tests.Inventory",
@@ -110,6 +137,7 @@ TABLES: tuple[BronzeTable, ...] = (
         Cadence.STREAMING,
         "Units available per product and warehouse.",
         layout=Layout(partition_by=LOAD_DATE, z_order=("product_id", "warehouse_id")),
+        retention=TRADE,
     ),
     BronzeTable(
         SCHEMA,
@@ -119,8 +147,9 @@ TABLES: tuple[BronzeTable, ...] = (
         "Orders by customers.",
         event_date="order_date",
         layout=Layout(partition_by="order_date", z_order=("customer_id",)),
+        retention=TRADE,
     ),
-    BronzeTable(SCHEMA, "tests.Order_Details", OrderDetails, Cadence.STREAMING, "Lines of orders."),
+    BronzeTable(SCHEMA, "tests.Order_Details", OrderDetails, Cadence.STREAMING, "Lines of orders.", retention=TRADE),
     BronzeTable(
         SCHEMA,
         "tests.Shipments",
@@ -129,6 +158,7 @@ TABLES: tuple[BronzeTable, ...] = (
         "Shipments of orders.",
         event_date="shipment_date",
         layout=Layout(partition_by="shipment_date"),
+        retention=TRADE,
     ),
     BronzeTable(
         SCHEMA,
@@ -137,8 +167,9 @@ TABLES: tuple[BronzeTable, ...] = (
         Cadence.STREAMING,
         "Returns of orders.",
         event_date="return_date",
+        retention=TRADE,
     ),
-    BronzeTable(SCHEMA, "tests.Stock_Levels", StockLevels, Cadence.HOURLY, "Hourly stock counts."),
+    BronzeTable(SCHEMA, "tests.Stock_Levels", StockLevels, Cadence.HOURLY, "Hourly stock counts.", retention=COUNTS),
     BronzeTable(
         SCHEMA,
         "tests.Customers",
@@ -146,5 +177,6 @@ TABLES: tuple[BronzeTable, ...] = (
         Cadence.STREAMING,
         "Customers, personal data.",
         layout=Layout(partition_by=LOAD_DATE, z_order=("customer_id",)),
+        retention=PERSONS,
     ),
 )

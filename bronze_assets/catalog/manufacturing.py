@@ -15,7 +15,7 @@ from __future__ import annotations
 import pandera.pyspark as pa
 import pyspark.sql.types as T
 
-from bronze_assets.table import LOAD_DATE, BronzeTable, Cadence, Feed, Impact, Layout, column
+from bronze_assets.table import LOAD_DATE, BronzeTable, Cadence, Feed, Impact, Layout, Retention, column
 
 SCHEMA = "manufacturing_bronze"
 SOURCE_SYSTEM = "Manufacturing_Files"
@@ -23,6 +23,26 @@ GROUP = "manufacturing"
 MEASUREMENT = {"precision": 12, "scale": 4}
 VALUE = {"precision": 18, "scale": 6}
 YEAR = 365
+SENSOR_YEAR = Retention(
+    rows_days=400,
+    quarantine_days=400,
+    archive_days=400,
+    reason="A measurement is compared with the same season a year before, and a late one may be a year old; and a month"
+    " for who looks late. What is asked for longer belongs into a table derived from it.",
+)
+MACHINE_LOGS = Retention(
+    rows_days=730,
+    quarantine_days=400,
+    archive_days=730,
+    reason="A failure is traced back over two services of a machine, which are a year apart.",
+)
+PRODUCTION_EVIDENCE = Retention(
+    superseded_days=2557,
+    quarantine_days=400,
+    archive_days=2557,
+    reason="What was measured last of a batch is evidence of its quality and stays; corrected values and their files go"
+    " with the records of trade, after seven years.",
+)
 
 
 class SensorData(pa.DataFrameModel):
@@ -86,6 +106,7 @@ TABLES: tuple[BronzeTable, ...] = (
         files=Feed("raw/sensor-data", event_time="timestamp"),
         source_system=SOURCE_SYSTEM,
         group=GROUP,
+        retention=SENSOR_YEAR,
     ),
     BronzeTable(
         SCHEMA,
@@ -97,6 +118,7 @@ TABLES: tuple[BronzeTable, ...] = (
         files=Feed("raw/equipment-logs", event_time="logged_at"),
         source_system=SOURCE_SYSTEM,
         group=GROUP,
+        retention=MACHINE_LOGS,
     ),
     BronzeTable(
         SCHEMA,
@@ -108,5 +130,6 @@ TABLES: tuple[BronzeTable, ...] = (
         files=Feed("raw/quality-metrics", event_time="measured_at"),
         source_system=SOURCE_SYSTEM,
         group=GROUP,
+        retention=PRODUCTION_EVIDENCE,
     ),
 )

@@ -44,10 +44,11 @@ def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
         def forget() -> None:
             by_name = {table.name: table for table in tables}
             with Workbench.open(settings, say=LOGGER.info) as bench:
-                for name, keys in erasure.subjects_of(config.subjects, tables).items():
-                    evidence = erasure.erase(
-                        bench, by_name[name], keys, reason=config.reason, who=config.by, run_id=context.run_id
-                    )
+                wanted = erasure.subjects_of(config.subjects, tables)
+                told = {"reason": config.reason, "who": config.by, "run_id": context.run_id}
+                erasure.check_all(bench, wanted, tables, **told)
+                for name, keys in wanted.items():
+                    evidence = erasure.erase(bench, by_name[name], keys, **told)
                     context.log.info(evidence.words)
 
         without_values(forget)

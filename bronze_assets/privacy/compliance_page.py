@@ -48,6 +48,7 @@ def _failing(control: Mapping[str, Any]) -> str:
 def _facts(report: Mapping[str, Any]) -> list[str]:
     erasures = report["erasures"]
     left = [*(("failed", one) for one in erasures["failed"]), *(("without an end", one) for one in erasures["open"])]
+    left += [("stopped by a legal hold", one) for one in erasures["held"]]
     columns = [
         [c["table"], c["column"], c["pii"], c["values"], "plain" if c["protected"] is None else _share(c)]
         for c in report["columns"]

@@ -10,15 +10,13 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
-from pyspark.sql import types as T
 
 from bronze_assets.access import ERASURE_LOG, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.errors import BronzeError, KeyRefused, LakeError, PrivacyRefused
@@ -26,9 +24,10 @@ from bronze_assets.leases import lease
 from bronze_assets.privacy import derived
 from bronze_assets.privacy.archive import ENCRYPTED
 from bronze_assets.privacy.data_keys import DataKeys
+from bronze_assets.privacy.holds import Holds
 from bronze_assets.privacy.redaction import names_key, without
 from bronze_assets.privacy.values import hmac_hex, open_sealed, parse, place
-from bronze_assets.quality import LINE
+from bronze_assets.quality import LINE, canonical_key
 from bronze_assets.sources.landing import LandedFile
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.storage import sql_literal
@@ -39,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 UNTIL = dt.timedelta(days=30)
 """For so long, removed files stay for time travel: with blanked values' ciphertext, which no key opens any more."""
+HELD: Final = "held"
+"""The event of `bz_erasure_log` that says that a legal hold has stopped a request, of which nothing was done."""
 _LARGEST = 2**30
 _TIME = pa.timestamp("us", tz="UTC")
 VAULT = pa.schema([("token", pa.string()), ("subject", pa.string()), ("value", pa.string()), ("created", _TIME)])
@@ -132,19 +133,23 @@ def erase(
         who: who asked for it.
 
     Raises:
-        PrivacyRefused: there is nothing personal in the table, no key, or no reason.
+        PrivacyRefused: there is nothing personal in the table, no key, or no reason; or a legal hold keeps one of them:
+            then nobody of them is erased, and the evidence says `held`.
         KeyMissing, KeyRefused: without the master key, nobody can tell whose row is whose.
         TableBusy: a load of the table is at work.
         LakeError: a copy is out of reach. What could be erased is; the evidence says `failed`, and a later call
             finishes it.
     """
-    wanted = frozenset(_canonical(table, key.strip()) for key in keys)
+    wanted = frozenset(canonical_key(table, key.strip()) for key in keys)
     _check(table, wanted, reason=reason, who=who)
     erasure = _Erasure(bench, table, wanted, f"{uuid.uuid4()}")
     told = {"who": who, "reason": reason, "run_id": run_id}
+    erasure.refuse_held(told)
     erasure.log("begun", told)
     try:
         with lease(bench.lake, table.schema, table.name, run_id or erasure.id, bench.settings.lease_seconds):
+            # A hold may have been placed while this waited.
+            erasure.refuse_held(told)
             erasure.run()
     except BaseException as error:
         words = str(error) if isinstance(error, BronzeError) else type(error).__name__
@@ -154,6 +159,34 @@ def erase(
     return erasure.evidence
 
 
+def check_all(
+    bench: Workbench,
+    wanted: Mapping[str, Sequence[str]],
+    tables: Sequence[BronzeTable],
+    *,
+    reason: str,
+    who: str,
+    run_id: str = "",
+) -> None:
+    """Refuse a request over several tables, before anything of it is done, as `erase` would refuse a part of it.
+
+    Args:
+        wanted: table → keys, as `subjects_of` gives them.
+
+    Raises:
+        PrivacyRefused: see `erase`; refusals by a legal hold are in the evidence.
+    """
+    parts = []
+    for table in tables:
+        if table.name in wanted:
+            keys = frozenset(canonical_key(table, key.strip()) for key in wanted[table.name])
+            _check(table, keys, reason=reason, who=who)
+            parts.append((table, keys))
+    for table, keys in parts:
+        erasure = _Erasure(bench, table, keys, f"{uuid.uuid4()}")
+        erasure.refuse_held({"who": who, "reason": reason, "run_id": run_id})
+
+
 def _check(table: BronzeTable, keys: frozenset[str], *, reason: str, who: str) -> None:
     if not table.has_personal_data:
         raise PrivacyRefused("it holds no personal data.", "name a table that does.", table=table.name)
@@ -161,23 +194,6 @@ def _check(table: BronzeTable, keys: frozenset[str], *, reason: str, who: str) -
         raise PrivacyRefused("no key says who is to be forgotten.", "give the key of a row.", table=table.name)
     if not reason.strip() or not who.strip():
         raise PrivacyRefused("an erasure needs a reason and somebody who asks.", "say both.", table=table.name)
-
-
-def _canonical(table: BronzeTable, key: str) -> str:
-    """The key text, if it can be one of the table's: `0102` is no key, and its person would stay."""
-    parts = key.split(", ") if len(table.key) > 1 else [key]
-    whole = (T.IntegerType, T.LongType)
-    numbers = [isinstance(column.type, whole) for column in table.key]
-    if len(parts) == len(numbers):
-        pairs = zip(parts, numbers, strict=True)
-        odd = any(number and not re.fullmatch("0|-?[1-9][0-9]*", part) for part, number in pairs)
-    else:
-        # A text may hold the separator.
-        odd = all(numbers)
-    if key and odd:
-        shape = ", ".join(f"<{column.name}, {column.type.simpleString()}>" for column in table.key)
-        raise PrivacyRefused(f"{key!r} can be nobody's key.", f"write it as {shape}.", table=table.name)
-    return key
 
 
 class _Erasure:
@@ -193,6 +209,23 @@ class _Erasure:
         secret = self._data_keys.hmac_key("tombstone")
         hmacs = tuple(hmac_hex(secret, f"{table.schema}/{subject}") for subject in self._subjects)
         self.evidence = Evidence(erasure_id, table.name, hmacs)
+
+    def refuse_held(self, told: Mapping[str, str]) -> None:
+        """Raise `PrivacyRefused`, and say so in the evidence, if a legal hold keeps one of the persons."""
+        there = Holds(self._bench, self._table).of(self._keys)
+        if not there:
+            return
+        first = there[0]
+        more = f" So do {len(there) - 1} more holds." if len(there) > 1 else ""
+        refused = PrivacyRefused(
+            f"the legal hold {first.id} ({first.reason}) keeps what is asked to be erased.{more} Nobody of this request"
+            " was erased: data that a legal claim needs may stay (GDPR Art. 17(3)(e)).",
+            "have the hold released (`python -m bronze_assets hold release`) or wait until it is; or ask again without"
+            " whom it keeps.",
+            table=self._table.name,
+        )
+        self.log(HELD, {**told, "error": str(refused)})
+        raise refused
 
     def run(self) -> None:
         """Erase what can be; `evidence` says how far it came, also where it fails."""

@@ -168,8 +168,7 @@ class Protection(Sealed):
         row: list[object] = [wrap_keys, None if table_key is None else bytearray(table_key)]
         fields = [f"{_WRAP_KEYS} map<binary, binary>", f"{_TABLE_KEY} binary"]
         for purpose in _PURPOSES:
-            key = self._data_keys.hmac_key(purpose).ljust(_BLOCK_BYTES, b"\0")
-            row += [bytearray(byte ^ pad for byte in key) for pad in (0x36, 0x5C)]
+            row += hmac_pads(self._data_keys.hmac_key(purpose))
             fields += [f"__inner_{purpose} binary", f"__outer_{purpose} binary"]
         return self._session.createDataFrame([tuple(row)], ", ".join(fields))
 
@@ -278,12 +277,22 @@ class Protection(Sealed):
 
     @staticmethod
     def _hmac(purpose: str, value: SparkColumn) -> SparkColumn:
-        """HMAC-SHA-256 (RFC 2104) as lower-case hex; Spark has none of its own."""
-        inner = F.sha2(F.concat(F.col(f"__inner_{purpose}"), value.cast("string").cast("binary")), 256)
-        return F.sha2(F.concat(F.col(f"__outer_{purpose}"), F.unhex(inner)), 256)
+        return hmac_column(value, F.col(f"__inner_{purpose}"), F.col(f"__outer_{purpose}"))
 
     def _read(self, name: str) -> DataFrame:
         return self._lake.read(self._session, self._table.schema, name)
+
+
+def hmac_pads(key: bytes) -> list[bytearray]:
+    """The key as `hmac_column` wants it: inner and outer, each of them a secret as the key is."""
+    block = key.ljust(_BLOCK_BYTES, b"\0")
+    return [bytearray(byte ^ pad for byte in block) for pad in (0x36, 0x5C)]
+
+
+def hmac_column(value: SparkColumn, inner: SparkColumn, outer: SparkColumn) -> SparkColumn:
+    """HMAC-SHA-256 (RFC 2104) as lower-case hex; Spark has none of its own."""
+    digest = F.sha2(F.concat(inner, value.cast("string").cast("binary")), 256)
+    return F.sha2(F.concat(outer, F.unhex(digest)), 256)
 
 
 def _token(name: str) -> SparkColumn:

@@ -12,14 +12,24 @@ from typing import Final
 
 import pyspark.sql.types as T
 
-from bronze_assets.access import ACCESS_LOG, DERIVED_TABLES, ERASURE_LOG, GRANT_CHECKS, schemas
+from bronze_assets.access import (
+    ACCESS_LOG,
+    DERIVED_TABLES,
+    ERASURE_LOG,
+    GRANT_CHECKS,
+    LEGAL_HOLDS,
+    RETENTION_LOG,
+    schemas,
+)
 from bronze_assets.access_evidence import BY_SQL
 from bronze_assets.audit import AUDIT_LOG
 from bronze_assets.lakehouse import OPEN, Lakehouse
 from bronze_assets.privacy.access_log import Outcome
 from bronze_assets.privacy.controls import Control, Controls, checked, listed
 from bronze_assets.privacy.detector import Suspect, Unclassified, suspects, unclassified
+from bronze_assets.privacy.erasure import HELD
 from bronze_assets.privacy.evidence import Difference, last_checks
+from bronze_assets.privacy.holds import ALL, in_force
 from bronze_assets.privacy.removal import due
 from bronze_assets.settings import Settings
 from bronze_assets.storage import Commit
@@ -49,12 +59,17 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Erasures:
-    """Erasures by how they stand: subjects forgotten, and ids of evidence of those that are not done."""
+    """Erasures by how they stand: subjects forgotten, and ids of evidence of those that are not done.
+
+    Attributes:
+        held: that a legal hold stopped, and that nobody has done since.
+    """
 
     done: int
     subjects: int
     open: tuple[str, ...]
     failed: tuple[str, ...]
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class RecordControls(Controls):
             checked("grants", "Grants on Unity Catalog are as declared", self._grants),
             checked("erasures_failed", "No erasure has failed", self._failed),
             checked("erasures_open", "Every erasure that began has ended", self._open),
+            checked("erasures_held", "No erasure waits that a legal hold stopped and stops no more", self._held),
             checked("suspects", "No unclassified column looks personal", self._look),
             checked("unclassified", "Every column with values has been declared", self._undeclared),
             checked("declared_text", "Every High and Medium column is declared STRING", self._declared),
@@ -149,7 +165,7 @@ class RecordControls(Controls):
     def _append_only(self) -> tuple[str, str]:
         wrong, there = [], 0
         for schema in schemas(self.tables):
-            for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS, DERIVED_TABLES):
+            for name in (AUDIT_LOG, ACCESS_LOG, ERASURE_LOG, GRANT_CHECKS, DERIVED_TABLES, LEGAL_HOLDS, RETENTION_LOG):
                 if (table := self.described(schema, name)) is None:
                     continue
                 there += 1
@@ -202,6 +218,7 @@ class RecordControls(Controls):
     def _settled(self) -> None:
         """Look at the erasure logs: an erasure is settled once each of its subjects has one that is done."""
         done, subjects, still_open, failed = 0, 0, [], []
+        self._stopped: list[tuple[str, bool]] = []
         for schema in schemas(self.personal):
             columns = ["erasure_id", "at", "event", "table_name", "subject_hmacs"]
             rows = self.lake.rows(schema, ERASURE_LOG, columns)
@@ -219,12 +236,37 @@ class RecordControls(Controls):
                     (when := last.get((row["table_name"], one))) is not None and when >= row["at"]
                     for one in row["subject_hmacs"]
                 )
+                if row["event"] == HELD and not settled:
+                    self._stopped.append((row["erasure_id"], self._is_held(row["table_name"], row["subject_hmacs"])))
                 if row["event"] == "begun" and not settled:
                     if ends.get(row["erasure_id"]) == "failed":
                         failed.append(row["erasure_id"])
                     elif self.now - row["at"] > dt.timedelta(hours=ERASURE_HOURS):
                         still_open.append(row["erasure_id"])
-        self.erasures = Erasures(done, subjects, tuple(still_open), tuple(failed))
+        stopped = tuple(erasure_id for erasure_id, _ in self._stopped)
+        self.erasures = Erasures(done, subjects, tuple(still_open), tuple(failed), stopped)
+
+    def _is_held(self, name: str, hmacs: Sequence[str]) -> bool:
+        """Whether a legal hold keeps one of these subjects."""
+        there = [hold for table in self.personal if table.name == name for hold in in_force(self.lake, table)]
+        return any(hold.key == ALL or hold.hmac in hmacs for hold in there)
+
+    def _held(self) -> tuple[str, str]:
+        self._settled()
+        waiting = [erasure_id for erasure_id, held in self._stopped if not held]
+        kept = [erasure_id for erasure_id, held in self._stopped if held]
+        if waiting:
+            return (
+                f"The holds that stopped {len(waiting)} requests are over, and nobody has erased since:"
+                f" {listed(waiting)}.",
+                "run the same `python -m bronze_assets erase …` again.",
+            )
+        if kept:
+            return (
+                f"{len(kept)} requests wait for a legal hold that is in force (GDPR Art. 17(3)(e)): {listed(kept)}.",
+                "",
+            )
+        return "No request for an erasure waits for a legal hold.", ""
 
     def _failed(self) -> tuple[str, str]:
         self._settled()

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from bronze_assets.table import BronzeTable
 _PREVIOUS = "__previous_key"
 
 
-def without(content: bytes, path: str, table: BronzeTable, keys: frozenset[str]) -> tuple[bytes, int]:
+def without(content: bytes, path: str, table: BronzeTable, keys: Container[str]) -> tuple[bytes, int]:
     """The content of a file without the rows of these keys, and how many there were.
 
     Args:
@@ -40,7 +40,7 @@ def without(content: bytes, path: str, table: BronzeTable, keys: frozenset[str])
     try:
         plain = gzip.decompress(content) if packed else content
         name = path.lower().removesuffix(".gz")
-        how: Callable[[bytes, BronzeTable, frozenset[str]], tuple[bytes, int]] = _json_lines
+        how: Callable[[bytes, BronzeTable, Container[str]], tuple[bytes, int]] = _json_lines
         if name.endswith(".parquet"):
             how = _parquet
         elif name.endswith(".csv"):
@@ -64,7 +64,7 @@ def _text(values: Sequence[Any]) -> str:
     return ", ".join("NULL" if value is None else str(value) for value in values)
 
 
-def _is_theirs(row: Any, names: Sequence[str], keys: frozenset[str]) -> bool:
+def _is_theirs(row: Any, names: Sequence[str], keys: Container[str]) -> bool:
     if not isinstance(row, dict):
         return False
     lower = {str(name).lower(): value for name, value in row.items()}
@@ -76,7 +76,7 @@ def _is_theirs(row: Any, names: Sequence[str], keys: frozenset[str]) -> bool:
     return isinstance(before, dict) and _is_theirs(before, names, keys)
 
 
-def _json_lines(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tuple[bytes, int]:
+def _json_lines(content: bytes, table: BronzeTable, keys: Container[str]) -> tuple[bytes, int]:
     names = _names(table)
     kept, removed = [], 0
     for line in content.split(b"\n"):
@@ -92,7 +92,7 @@ def _json_lines(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tup
     return b"\n".join(kept), removed
 
 
-def names_key(line: str, table: BronzeTable, keys: frozenset[str]) -> bool:
+def names_key(line: str, table: BronzeTable, keys: Container[str]) -> bool:
     """Whether a line that is no row names the key column and, right after it, one of the keys."""
     parts = []
     for name in _names(table):
@@ -103,7 +103,7 @@ def names_key(line: str, table: BronzeTable, keys: frozenset[str]) -> bool:
     return _text(parts) in keys
 
 
-def _json_values(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tuple[bytes, int]:
+def _json_values(content: bytes, table: BronzeTable, keys: Container[str]) -> tuple[bytes, int]:
     names = _names(table)
     value = json.loads(content)
     rows = value if isinstance(value, list) else [value]
@@ -111,7 +111,7 @@ def _json_values(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tu
     return json.dumps(kept, ensure_ascii=False).encode(), len(rows) - len(kept)
 
 
-def _csv(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tuple[bytes, int]:
+def _csv(content: bytes, table: BronzeTable, keys: Container[str]) -> tuple[bytes, int]:
     rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     if not rows:
         return content, 0
@@ -127,7 +127,7 @@ def _csv(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tuple[byte
     return target.getvalue().encode(), len(rows) - len(kept)
 
 
-def _parquet(content: bytes, table: BronzeTable, keys: frozenset[str]) -> tuple[bytes, int]:
+def _parquet(content: bytes, table: BronzeTable, keys: Container[str]) -> tuple[bytes, int]:
     read = parquet_file(io.BytesIO(content)).read()
     by_name = {name.lower(): name for name in read.schema.names}
     columns = [read[by_name[name]].to_pylist() for name in _names(table) if name in by_name]

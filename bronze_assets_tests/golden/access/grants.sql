@@ -80,6 +80,11 @@ GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_restore_drills` TO `bronze_en
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_restore_drills` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_grant_checks` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_legal_holds` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_legal_holds` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_retention_log` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_retention_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_retention_log` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_access_log` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`inventory_bronze`.`bz_erasure_log` TO `bronze_privacy_officers`;
@@ -126,3 +131,8 @@ GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_restore_drills` TO `bronz
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_restore_drills` TO `bronze_auditors`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_privacy_officers`;
 GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_grant_checks` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_legal_holds` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_legal_holds` TO `bronze_auditors`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_privacy_officers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_engineers`;
+GRANT SELECT ON TABLE `dev`.`manufacturing_bronze`.`bz_retention_log` TO `bronze_auditors`;
