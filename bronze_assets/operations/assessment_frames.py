@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from bronze_assets import quality
-from bronze_assets.operations.assessment import MOST_TEXT, NEARLY_UNIQUE, TOP, Profile, shows_values
+from bronze_assets.operations.assessment_facts import MOST_TEXT, NEARLY_UNIQUE, TOP, Profile, shows_values
 from bronze_assets.quality import Rule
 from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable, Column

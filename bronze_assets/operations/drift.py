@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from bronze_assets.operations.assessment import Measured, Profile
+from bronze_assets.operations.assessment_facts import Measured, Profile
 
 MAX_NULL_CHANGE: Final = 0.05
 """Of the share of NULLs, up or down."""
@@ -17,8 +16,8 @@ PSI: Final = (0.1, 0.25)
 """Population stability index from which a change is moderate, and significant (Siddiqi, Credit Risk Scorecards, 2006;
 the bounds go back to Lewis, An Introduction to Credit Scoring, 1994)."""
 ENOUGH_ROWS: Final = 1_000
-"""Rows below which PSI and means are not judged: these bounds say nothing of few rows (Yurdakul and Naranjo, Statistical
-properties of the population stability index, 2020)."""
+"""Rows below which PSI and means are not judged: these bounds say nothing of few rows (Yurdakul and Naranjo,
+Statistical properties of the population stability index, 2020)."""
 MAX_FEWER_ROWS: Final = 0.1
 MAX_MORE_ROWS: Final = 0.5
 """Change of the number of keys, as shares."""
@@ -96,11 +95,13 @@ def _nulls(now: Profile, before: Profile, rows: int, rows_before: int) -> Drift:
 def _mean(now: Profile, before: Profile) -> list[Drift]:
     if now.mean is None or before.mean is None or before.deviation is None:
         return []
-    words = f"The mean of `{now.column}` is {now.mean:,.6g}, {before.mean:,.6g} before"
     if before.deviation == 0:
-        same = now.mean == before.mean and not now.deviation
-        told = f"`{now.column}` is no longer {before.mean:,.6g} in every row."
-        return [Drift(now.column, "mean", 0.0 if same else None, "" if same else "warning", told)] if not same else []
+        if now.mean == before.mean and not now.deviation:
+            return []
+        return [
+            Drift(now.column, "mean", None, "warning", f"`{now.column}` is no longer {before.mean:,.6g} everywhere.")
+        ]
+    words = f"The mean of `{now.column}` is {now.mean:,.6g}, {before.mean:,.6g} before"
     shift = (now.mean - before.mean) / before.deviation
     level = "warning" if abs(shift) >= MAX_MEAN_SHIFT else ""
     return [Drift(now.column, "mean", shift, level, f"{words} ({shift:+.2f} standard deviations).")]
@@ -108,7 +109,7 @@ def _mean(now: Profile, before: Profile) -> list[Drift]:
 
 def _psi(now: Profile, before: Profile, rows: int, rows_before: int) -> Drift:
     new, old = dict(now.top), dict(before.top)
-    # What one list lacks is known to be 0 only where that list has all values; else it is among the others on both sides.
+    # What one list lacks is known to be 0 only where that list has all values; else it is of the others on both sides.
     both = {v for v in new.keys() | old.keys() if (v in new or now.top_is_all) and (v in old or before.top_is_all)}
     index = psi(old, new, rows_before - before.nulls, rows - now.nulls, both=both)
     moderate, significant = PSI

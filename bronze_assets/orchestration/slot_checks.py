@@ -113,7 +113,7 @@ def went_on(instance: dg.DagsterInstance, asset: dg.AssetKey, restarts: Sequence
         passed=not untold,
         severity=dg.AssetCheckSeverity.WARN,
         description="; ".join(f"{one.reason} (found at {one.at:%F %T} UTC)" for one in untold) or None,
-        metadata={"runbook": runbook.link(WENT_ON)} | told_until,
+        metadata={**told_until, "runbook": runbook.link(WENT_ON)},
     )
 
 
