@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from bronze_assets import audit
+from bronze_assets import audit, runbook
 from bronze_assets.audit import LoadRecord, Verdict
 from bronze_assets.errors import SchemaMismatch
 from bronze_assets.table import BronzeTable
@@ -37,7 +37,7 @@ def check_results(table: BronzeTable, key: dg.AssetKey, records: Mapping[str, Lo
     """
     answers = {partition: audit.verdicts(table, record) for partition, record in records.items()}
     return [
-        _result(key, {partition: verdicts[position] for partition, verdicts in answers.items()})
+        _result(table, key, {partition: verdicts[position] for partition, verdicts in answers.items()})
         for position in range(len(audit.checks(table)))
     ]
 
@@ -55,17 +55,18 @@ def schema_mismatch(key: dg.AssetKey, partition: str, error: SchemaMismatch) -> 
         passed=False,
         severity=dg.AssetCheckSeverity.ERROR,
         description=str(error),
-        metadata={"partition": partition, "culprit": error.culprit, "fix": error.fix},
+        metadata={"partition": partition, "culprit": error.culprit, "fix": error.fix, "runbook": runbook.link(SCHEMA)},
     )
 
 
-def _result(key: dg.AssetKey, by_partition: Mapping[str, Verdict]) -> dg.AssetCheckResult:
+def _result(table: BronzeTable, key: dg.AssetKey, by_partition: Mapping[str, Verdict]) -> dg.AssetCheckResult:
     verdicts = list(by_partition.values())
     worst = max(verdicts, key=lambda verdict: (not verdict.passed, verdict.share or 0.0, verdict.count))
     shares = [verdict.share for verdict in verdicts if verdict.share is not None]
     metadata: dict[str, Any] = {
         "count": sum(verdict.count for verdict in verdicts),
         "partitions": {partition: _numbers(verdict) for partition, verdict in by_partition.items()},
+        "runbook": runbook.check_link(table, worst.name),
     }
     if shares:
         metadata["share"] = max(shares)

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from bronze_assets import audit
+from bronze_assets import audit, runbook
 from bronze_assets.capture import manifest
 from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import open_lake
@@ -26,7 +26,6 @@ from bronze_assets.table import BronzeTable
 
 JOB = "kpi_report"
 
-_RUNBOOK = Path(__file__).parents[2] / "docs" / "runbook.md"
 _MOST_LOADS = 200
 _FROM_DAGSTER = (
     "The lake is a catalog that this host cannot read without Spark: the numbers are those that the loads told Dagster."
@@ -89,7 +88,7 @@ def _report_asset(
         def make() -> dg.MaterializeResult[Any]:
             report = report_of(context.instance, settings, members)
             others = [one for one in schemas if one != schema]
-            page = report.write(settings.home / FOLDER, runbook=_runbook(), others=others)
+            page = report.write(settings.home / FOLDER, runbook=runbook.address(), others=others)
             for line in report.lines():
                 context.log.info(line)
             return dg.MaterializeResult(
@@ -146,11 +145,6 @@ def report_of(instance: dg.DagsterInstance, settings: Settings, tables: Sequence
         capture=settings.capture,
         limits="" if from_lake else _FROM_DAGSTER,
     )
-
-
-def _runbook() -> str:
-    # A wheel has no docs: the page then names the section that a checkout has.
-    return _RUNBOOK.as_uri() if _RUNBOOK.is_file() else "docs/runbook.md"
 
 
 def _values(metadata: Mapping[str, dg.MetadataValue[Any]]) -> dict[str, Any]:
@@ -293,7 +287,7 @@ def _checks(report: KpiReport, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult
                 "level": State.CRITICAL.value if critical else kind.level if broken else State.OK.value,
                 "count": len(broken),
                 "unknown": len(unknown),
-                "runbook": f"docs/runbook.md#{kind.name}",
+                "runbook": runbook.link(kind.name),
                 "unit": kind.unit.value,
                 "tables": {
                     table: {

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from bronze_assets import runbook
 from bronze_assets.capture import Capture, SlotStatus, manifest
 from bronze_assets.capture_files import Restart
 from bronze_assets.errors import BronzeError
@@ -55,7 +56,7 @@ def slot_lag(status: SlotStatus) -> dg.AssetCheckResult:
         check_name=LAG,
         passed=status.retained_bytes < MAX_LAG_BYTES and (status.lag_seconds or 0.0) < MAX_LAG_SECONDS,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata=slot_metadata(status),
+        metadata={**slot_metadata(status), "runbook": runbook.link(LAG)},
     )
 
 
@@ -91,6 +92,7 @@ def _lag_of_files(landing: str, schema: str, why: str) -> dg.AssetCheckResult | 
             "slot": state.slot,
             "slot_lag_seconds": seconds,
             "confirmed_at": dg.MetadataValue.timestamp(state.confirmed_at),
+            "runbook": runbook.link(LAG),
         },
     )
 
@@ -105,12 +107,13 @@ def went_on(instance: dg.DagsterInstance, asset: dg.AssetKey, restarts: Sequence
     entry = record.evaluation.metadata.get(_TOLD) if record is not None else None
     told = entry.value if isinstance(entry, dg.TimestampMetadataValue) else None
     untold = [restart for restart in restarts if told is None or restart.at.timestamp() > told]
+    told_until = {_TOLD: dg.MetadataValue.timestamp(restarts[-1].at)} if restarts else {}
     return dg.AssetCheckResult(
         check_name=WENT_ON,
         passed=not untold,
         severity=dg.AssetCheckSeverity.WARN,
         description="; ".join(f"{one.reason} (found at {one.at:%F %T} UTC)" for one in untold) or None,
-        metadata={_TOLD: dg.MetadataValue.timestamp(restarts[-1].at)} if restarts else None,
+        metadata={**told_until, "runbook": runbook.link(WENT_ON)},
     )
 
 
