@@ -1,5 +1,5 @@
 """The command line: doctor, load, show, capture, accept-schema, access, reveal, erase, derived, rotate-keys,
-compliance, quarantine. But for `doctor`, each calls what a Dagster job or reader would call.
+compliance, quarantine, restore. But for `doctor`, each calls what a Dagster job or reader would call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
-from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command
+from bronze_assets import access, access_evidence, derived_command, doctor, quarantine_command, restore_command
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home, postgres
 from bronze_assets.errors import LakeError, PrivacyRefused, SettingsError
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("doctor", help="check the environment before anything is started; says what to do")
     derived_command.add_parser(commands)
     quarantine_command.add_parser(commands)
+    restore_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
@@ -127,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "rotate-keys":
             return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
+        if options.command == "restore":
+            return restore_command.run(settings, table, options)
         if options.command == "accept-schema":
             return accept_schema(settings, table, options.columns, by=options.by, only_show=options.show)
         if options.command == "reveal":

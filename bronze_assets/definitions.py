@@ -18,6 +18,7 @@ from bronze_assets.orchestration.evolution import accept_schema_job
 from bronze_assets.orchestration.jobs import cadence_jobs, file_jobs, initial_loads, job_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
 from bronze_assets.orchestration.quarantine import replay_job
+from bronze_assets.orchestration.recovery import recovery_definitions
 from bronze_assets.orchestration.resources import STEP_LAUNCHER, loader_resource
 from bronze_assets.orchestration.schedules import schedule
 from bronze_assets.orchestration.sensors import file_sensor
@@ -58,6 +59,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         erasure_definitions(settings, tables),
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
+        recovery_definitions(settings, tables),
     )
 
 
