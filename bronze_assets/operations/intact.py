@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bronze_assets.access import ERASURE_LOG
 from bronze_assets.batches import BatchLog
 from bronze_assets.lakehouse import Lakehouse
+from bronze_assets.leases import holder
 from bronze_assets.operations.recovery import Lineage, batch_of, is_quiet
 from bronze_assets.sources.ledger import LEDGER, FileEvent
 from bronze_assets.sources.scope import FileScope
@@ -90,21 +91,23 @@ def _named(batches: Iterable[str]) -> str:
 
 
 def judge(bench: Workbench, table: BronzeTable) -> Integrity | None:
-    """Judge a table as it is now; None if there is none yet.
+    """Judge a table as it is now; None if there is none yet, or somebody is at work on it who may not be done.
 
     Raises:
         LakeError: its log cannot be read.
     """
     if not bench.lake.exists(table.schema, table.name):
         return None
-    for attempt in range(_TRIES):
+    lake, settings = bench.lake, bench.settings
+    for _ in range(_TRIES):
         found, log = _judged(bench, table)
-        if found.intact or attempt == _TRIES - 1:
+        if found.intact:
             return found
-        # A load that has committed since its log was read is no damage.
-        again = BatchLog(bench.lake, table, bench.clock, None)
+        # A load that has committed since its log was read is no damage, nor is what a restore has begun.
+        at_work = holder(lake, table.schema, table.name, settings.lease_seconds, bench.clock())
+        again = BatchLog(lake, table, bench.clock, None)
         same = [(b.id, b.events) for b in again.batches] == [(b.id, b.events) for b in log.batches]
-        if same and bench.lake.version(table.schema, table.name) == found.version:
+        if at_work is None and same and lake.version(table.schema, table.name) == found.version:
             return found
     return None
 

@@ -159,7 +159,8 @@ class Restored:
         place: of the restored table.
         version: that it has now.
         table_rows: row versions in it.
-        partition_rows: partition → row versions of its batches, for all that changed; 0 where none is left.
+        partition_rows: partition → row versions of its batches, for all of which batches were ever undone; None where
+            no batch is left.
         bytes_written: of data files; 0 where the log alone was written.
     """
 
@@ -167,7 +168,7 @@ class Restored:
     place: str
     version: int
     table_rows: int
-    partition_rows: Mapping[str, int]
+    partition_rows: Mapping[str, int | None]
     seconds: float
     bytes_written: int
 
@@ -623,7 +624,10 @@ class _Restore:
         for batch in self._redone:
             self._log.note(batch, "done", run_id=run.id, record=batch.record)
         size = lake.size(table.schema, table.name)
-        rows = {partition: self._log.partition_rows(partition) for partition in plan.partitions}
+        # Also what an earlier call has undone, that was killed before anybody was told.
+        touched = {b.partition for b in self._log.batches if "undone" in b.events} | set(plan.partitions)
+        left = {b.partition for b in self._log.batches if b.done}
+        rows = {one: self._log.partition_rows(one) if one in left else None for one in sorted(touched)}
         return Restored(plan, table.name, size.version, size.rows, rows, 0.0, written)
 
     def beside(self, run: Run, who: str) -> Restored:

@@ -7,6 +7,7 @@ failed, which the UI and automation show as a failed partition until it is loade
 # No postponed annotations here: Dagster reads those of an op's function as objects.
 
 import datetime as dt
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import Field
 from bronze_assets.errors import LoadRefused
 from bronze_assets.operations import intact, recovery
 from bronze_assets.operations.recovery import Restored
-from bronze_assets.orchestration.assets import asset_key, assets
+from bronze_assets.orchestration.assets import asset_key, assets, partitions
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER, loader_resource
 from bronze_assets.orchestration.runs import TABLE_TAG, TRIGGER_TAG, without_values
@@ -98,7 +99,7 @@ def recovery_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> d
         with Workbench.open(settings, say=LOGGER.info) as bench:
             for check in sorted(context.selected_asset_check_keys, key=str):
                 table = by_key[check.asset_key]
-                found = without_values(lambda table=table: intact.judge(bench, table))
+                found = without_values(functools.partial(intact.judge, bench, table))
                 if found is None:
                     context.log.info(f"{table.name}: there is none yet, or loads are at work on it.")
                     continue
@@ -139,23 +140,21 @@ def moment(text: str) -> dt.datetime:
 
 
 def tell(instance: dg.DagsterInstance, settings: Settings, table: BronzeTable, done: Restored) -> None:
-    """Let Dagster follow a restore: partitions without rows count as failed, those of which rows are left have the
-    number of them, and an observation of the table says what happened. Safe to repeat.
+    """Let Dagster follow a restore: partitions whose batches are all undone count as failed, others that changed have
+    an observation with their rows, and one of the table says what happened. Safe to repeat.
     """
     key, plan = asset_key(table), done.plan
-    if plan.in_place:
-        there = instance.get_materialized_partitions(key)
-        undone = {batch.partition for batch in plan.undone}
-        for partition in plan.partitions:
-            rows = done.partition_rows.get(partition, 0)
-            if rows or partition not in undone:
-                metadata = {"dagster/partition_row_count": rows, "restored_version": plan.version}
-                event = dg.AssetMaterialization(
-                    key, partition=partition, description="Restored.", metadata=metadata | {"rows": 0}
-                )
-                instance.report_runless_asset_event(event)
-            elif partition in there:
+    emptied = [partition for partition, rows in done.partition_rows.items() if rows is None]
+    known = instance.get_status_by_partition(key, emptied, partitions(table.cadence, settings)) if emptied else {}
+    for partition, rows in done.partition_rows.items():
+        if rows is None:
+            if (known or {}).get(partition) is dg.AssetPartitionStatus.MATERIALIZED:
                 _fail(instance, settings, table, partition, plan.version)
+        elif partition in plan.partitions:
+            # No materialisation: the table is no fresher for it.
+            about = {"dagster/partition_row_count": rows, "restored_version": plan.version}
+            observed = dg.AssetObservation(key, partition=partition, description="Restored.", metadata=about)
+            instance.report_runless_asset_event(observed)
     where = "in place" if plan.in_place else f"beside it, as {done.place}"
     instance.report_runless_asset_event(
         dg.AssetObservation(
