@@ -405,7 +405,7 @@ def test_a_load_that_was_decided_before_commits_nothing_after(spark: SparkSessio
 def test_nothing_that_the_platform_does_looks_like_damage(spark: SparkSession, settings: Settings) -> None:
     table = strict(overwritten=Overwritten.RELOAD)
     drop(settings, "a.json", json_lines(row(1), row(2), bad(3)))
-    loaded(settings, table)
+    first = loaded(settings, table).delta_version
     drop(settings, "b.json", json_lines(row(4), row(5)))
     loaded(settings, table)
     assert judged(settings, table).intact
@@ -438,6 +438,14 @@ def test_nothing_that_the_platform_does_looks_like_damage(spark: SparkSession, s
     DeltaTable(str(path)).delete("thing_id = 7")
     assert sum(judged(settings, table).missing.values()) == 1
     restored(settings, table, version=found.last_intact)
+    # Somebody who brings back an older version by hand loses what came after it, and is seen.
+    DeltaTable(str(path)).restore(first)
+    back = judged(settings, table)
+    assert [one.operation for one in back.foreign] == ["RESTORE"]
+    assert back.missing
+    restored(settings, table, version=back.last_intact)
+    assert judged(settings, table).intact
+    assert sorted(ids(settings)) == rows
     for file in path.glob("*.parquet"):
         if file.name in {Path(one).name for one in DeltaTable(str(path)).file_uris()}:
             file.unlink()

@@ -23,7 +23,7 @@ from bronze_assets.workbench import Workbench
 
 RETENTION = "retention"
 """With what the mark of a commit begins that removes rows since their time is over."""
-_OWN = re.compile(rf"(classified|rewrite|{RETENTION})\b.*")
+_OWN = re.compile(rf"(classified|{RETENTION})\b.*")
 _ERASURE = re.compile(r"([0-9a-f-]{36}) [0-9a-f]{32}")
 _AGAIN = FileScope(0, again=True).kind
 _TRIES = 3
@@ -123,10 +123,13 @@ def _judged(bench: Workbench, table: BronzeTable) -> tuple[Integrity, BatchLog]:
     rows = {} if files else lake.storage.counts(place, "batch_id", version)
     missing, extra = ({}, {}) if files else _differences(lake, table, log, commits, rows)
     foreign = _foreign(lake, table, log, lineage, commits)
-    last = None
+    last: int | None = None
     if foreign:
-        before = [c.version for c in commits if c.version < foreign[0].version]
-        last = before[-1] if before else None
+        # Of a restore by somebody else, what it has undone; unless that was damaged itself.
+        last = foreign[0].version - 1
+        if _foreign(lake, table, log, lineage, lineage.of(last)):
+            before = [c.version for c in commits if c.version < foreign[0].version]
+            last = before[-1] if before else None
     integrity = Integrity(table.name, version, sum(rows.values()), missing, extra, tuple(foreign), tuple(files), last)
     return integrity, log
 

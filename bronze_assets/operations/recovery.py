@@ -207,8 +207,10 @@ class Lineage:
         return found
 
     def rows_of(self, version: int) -> list[int]:
-        """The versions of those that have changed rows."""
-        return [c.version for c in self.of(version) if self.restored(c) is None and not is_quiet(c)]
+        """The versions of those that have changed rows, and of restores that are none of ours."""
+        return [
+            c.version for c in self.of(version) if not is_quiet(c) and (self.restored(c) is None or not self.is_ours(c))
+        ]
 
     def restored(self, commit: Commit) -> int | None:
         """The version that a commit has brought back; None if it is no restore."""
