@@ -383,7 +383,9 @@ class Lakehouse(PrivateTables):
         place = self.location(table.schema, recovered_name(table))
         writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
         statistics = ",".join([*(c.name for c in table.key), "batch_id"])
-        writer = writer.options(**_PROPERTIES, **{"delta.dataSkippingStatsColumns": statistics})
+        # A change feed would keep what an erasure takes out of it.
+        told = {"delta.enableChangeDataFeed": "false", "delta.dataSkippingStatsColumns": statistics}
+        writer = writer.options(**_PROPERTIES | told)
         writer = writer.option("userMetadata", f"{RECOVERED} {table.name} {version} {uuid.uuid4().hex}")
         self.storage.save(writer, place)
         return self.storage.version(place)

@@ -181,8 +181,9 @@ def _differences(
         else:
             short += wanted - there
     removed = sum(_removed(c) for c in retained)
-    replays = any(b.scope_kind == _AGAIN and b.done for b in log.batches)
-    if short > removed and not replays:
+    # What a file that was loaded again took along of a replay is not known.
+    known = not (any(b.scope_kind == _AGAIN for b in log.batches) and any(b.of_quarantine for b in log.batches))
+    if short > removed and known:
         missing[""] = short - removed
     return missing, extra
 

@@ -294,7 +294,8 @@ def restore(
     if not who.strip() or not reason.strip():
         raise LoadRefused("a restore needs a reason and somebody who wants it.", "say both.", table=table.name)
     started = bench.clock()
-    operation = f"{RESTORE} {version}" if version is not None else f"restore to {at:%F %T}"
+    operation = "restore" if at is None else f"restore to {at:%F %T}"
+    operation = operation if version is None else f"{RESTORE} {version}"
     try:
         _check_made(bench.lake, table)
         with _held(bench, table, run, in_place):
@@ -636,11 +637,14 @@ class _Restore:
         """Write the version as a table of its own."""
         lake, table = self._lake, self._table
         name = recovered_name(table)
-        lake.write_recovered(self._emptied(), table, self.plan.version)
+        rows = self._emptied()
         if table.has_personal_data:
-            # Whoever is forgotten from now on is to leave the copy as well.
+            # Before there is a row: whoever is forgotten from now on is to leave the copy as well.
+            if not lake.exists(table.schema, name):
+                lake.write_recovered(rows.where("false"), table, self.plan.version)
             keys = [c.name for c in table.key]
             derived.register(lake, table, f"{table.schema}.{name}", key=keys, who=who, run_id=run.id)
+        lake.write_recovered(rows, table, self.plan.version)
         size = lake.size(table.schema, name)
         return Restored(self.plan, name, size.version, size.rows, {}, 0.0, size.bytes)
 
