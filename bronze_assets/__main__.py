@@ -1,5 +1,5 @@
 """The command line: doctor, load, show, capture, accept-schema, access, reveal, erase, derived, rotate-keys,
-compliance, quarantine, report. But for `doctor`, each calls what a Dagster job or reader would call.
+compliance, quarantine, restore, report. But for `doctor`, each calls what a Dagster job or reader would call.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bronze_assets import (
     hold_command,
     quarantine_command,
     report_command,
+    restore_command,
 )
 from bronze_assets.catalog import TABLES
 from bronze_assets.demo import home, postgres
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hold_command.add_parser(commands)
     quarantine_command.add_parser(commands)
     report_command.add_parser(commands)
+    restore_command.add_parser(commands)
     options = parser.parse_args(arguments)
     logging.getLogger("bronze_assets").setLevel(logging.WARNING)
 
@@ -143,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "rotate-keys":
             return rotate_keys(settings, retire=options.retire)
         (table,) = (table for table in TABLES if table.name == options.table)
+        if options.command == "restore":
+            return restore_command.run(settings, table, options)
         if options.command == "accept-schema":
             return accept_schema(settings, table, options.columns, by=options.by, only_show=options.show)
         if options.command == "reveal":

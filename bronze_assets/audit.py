@@ -502,6 +502,39 @@ def write_failure(
     )
 
 
+def write_restore(
+    lake: Lakehouse,
+    table: BronzeTable,
+    operation: str,
+    *,
+    rows: int,
+    started: dt.datetime,
+    ended: dt.datetime,
+    run_id: str,
+    who: str,
+    message: str,
+    failed: bool,
+) -> None:
+    """Append the audit row of a restore: `record_count` is the row versions that the table has then.
+
+    Args:
+        message: why it was wanted, or why it failed; no value of a row.
+    """
+    _write(
+        lake,
+        table,
+        operation_type=operation,
+        record_count=rows,
+        processing_start_time=started,
+        processing_end_time=ended,
+        error_count=int(failed),
+        pipeline_run_id=run_id,
+        created_by=who,
+        status="FAILED" if failed else "SUCCESS",
+        error_message=message,
+    )
+
+
 def has_success(lake: Lakehouse, table: BronzeTable, batch_id: str) -> bool:
     """Whether the audit log has the SUCCESS row of a batch."""
     same = f"table_name = {sql_literal(table.name)} and batch_id = {sql_literal(batch_id)} and status = 'SUCCESS'"

@@ -1,6 +1,7 @@
 """The batch log `bz_batches`: what has been begun, and how far it came.
 
-The log is append-only: begun → main → quarantine → audited → done, or failed. It is the write-ahead log of the load: a
+The log is append-only: begun → main → quarantine → audited → done, or failed; undone where a restore took its rows out
+of the table, and done again where another brought them back. It is the write-ahead log of the load: a
 batch id is recorded before the first row is written, and whoever loads the table next can tell what is unfinished.
 """
 
@@ -83,22 +84,24 @@ class Batch:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do for it."""
-        return "done" in self.events or "failed" in self.events
+        return not {"done", "failed", "undone"}.isdisjoint(self.events)
 
     @property
     def done(self) -> bool:
-        """Whether its rows are in the lake for good."""
-        return "done" in self.events
+        """Whether its rows are in the lake for good, but for a restore."""
+        return next((event == "done" for event in reversed(self.events) if event in ("done", "undone")), False)
 
 
 class BatchLog:
     """The batches of one table, read once and kept in step with what is appended.
 
     Args:
-        partition: whose records are wanted; of other partitions only those of the last days are read.
+        partition: whose records are wanted; of other partitions only those of the last days are read. None wants all.
     """
 
-    def __init__(self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime], partition: str) -> None:
+    def __init__(
+        self, lake: Lakehouse, table: BronzeTable, clock: Callable[[], dt.datetime], partition: str | None
+    ) -> None:
         self._lake = lake
         self._table = table
         self._clock = clock
@@ -107,6 +110,7 @@ class BatchLog:
         # The log grows by four events a load, and the records are nearly all of it.
         recent = (clock() - _RECORDS_OF).isoformat()
         wanted = f"partition_key = {sql_literal(partition)} or event_time > to_timestamp({sql_literal(recent)})"
+        wanted = "true" if partition is None else wanted
         columns = [name for name in _EVENT.names if name != "record"]
         columns.append(f"case when {wanted} then record end as record")
         rows = lake.rows(table.schema, BATCHES, columns, f"table_name = {sql_literal(table.name)}")

@@ -34,15 +34,17 @@ from bronze_assets.storage import (
     Storage,
     TableSize,
     busy,
+    counted,
     not_vacuumed,
     path_identifier,
     retention_of,
     spark_literal,
     this_thread,
+    unreadable_version,
 )
 
-_LOAD_MARK = re.compile(r"\d{4}-\d\d-\d\d\S*/\d+ [0-9a-f]{32}")
-"""`userMetadata` of a commit of rows: batch id and token."""
+_LOAD_MARK = re.compile(r"(\d{4}-\d\d-\d\d\S*/\d+|restore to version \d+|restore fence) [0-9a-f]{32}")
+"""`userMetadata` of a commit of rows, batch id and token; or of a restore, which loads are fenced off by."""
 _RECENT = 200
 _TEXTS = re.compile(r"'(?:[^']|'')*'" + r'|"(?:[^"]|"")*"')
 
@@ -111,9 +113,55 @@ class CatalogStorage(Storage):
                 row["operationMetrics"] or {},
                 row["operation"] or "",
                 row["operationParameters"] or {},
+                row["timestamp"].astimezone(dt.UTC),
             )
             for row in rows
         ]
+
+    @override
+    def missing_files(self, location: str, version: int) -> list[str]:
+        """One at most: the first that a scan does not find."""
+        try:
+            rows = self.frame(self._session(), location, version)
+            rows.select(F.hash(rows.columns[0]).alias("one")).agg(F.sum("one")).collect()
+        except SPARK_ERRORS as error:
+            kind = _kind(error)
+            if "FILE" not in kind and "File" not in kind:
+                raise unreadable_version(location, version, error) from None
+            named = re.search(r"[^/\s]+\.parquet", str(error)[:100_000])
+            return [named[0] if named else "a file of that version"]
+        return []
+
+    @override
+    def restore(self, location: str, version: int, *, mark: str, loads: str, number: int) -> int:
+        session, conf = self._session(), "spark.databricks.delta.commitInfo.userMetadata"
+        with _written(location):
+            # First: a load that was decided before must not come in between. RESTORE leaves its number in force.
+            fence = self.frame(session, location).where("false").write.format("delta").mode("append")
+            fence = fence.option("userMetadata", f"restore fence {uuid.uuid4().hex}")
+            self.save(fence.option("txnAppId", loads).option("txnVersion", number), location)
+            try:
+                # Serverless compute lets nobody set it: there, the fence before it tells whose the RESTORE is.
+                with contextlib.suppress(*SPARK_ERRORS):
+                    session.conf.set(conf, mark)
+                session.sql(f"restore table {self.identifier(location)} to version as of {version}")
+            finally:
+                with contextlib.suppress(*SPARK_ERRORS):
+                    session.conf.unset(conf)
+        return self.version(location)
+
+    @override
+    def bytes_of(self, location: str, version: int) -> int:
+        with _told(location):
+            files = self.frame(self._session(), location, version).select("_metadata.file_path", "_metadata.file_size")
+            found = files.distinct().agg(F.sum("file_size").alias("bytes")).collect()[0]["bytes"]
+        return int(found or 0)
+
+    @override
+    def counts(self, location: str, column: str, version: int) -> dict[str | None, int]:
+        return counted(
+            self.query(location, f"select {column}, count(*) as n from t group by {column}", version=version)
+        )
 
     @override
     def columns(self, location: str) -> list[str]:

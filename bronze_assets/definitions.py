@@ -22,6 +22,7 @@ from bronze_assets.orchestration.kpis import kpis_definitions
 from bronze_assets.orchestration.maintenance import maintenance_definitions
 from bronze_assets.orchestration.privacy import privacy_jobs
 from bronze_assets.orchestration.quarantine import replay_job
+from bronze_assets.orchestration.recovery import recovery_definitions
 from bronze_assets.orchestration.resources import STEP_LAUNCHER, loader_resource
 from bronze_assets.orchestration.retention import retention_definitions
 from bronze_assets.orchestration.schedules import schedule
@@ -68,6 +69,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         maintenance_definitions(settings, tables),
         copies_definitions(settings, tables),
         retention_definitions(settings, tables),
+        recovery_definitions(settings, tables),
     )
 
 

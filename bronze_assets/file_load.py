@@ -236,7 +236,7 @@ class FileLoad:
 
     def standing(self, record: LoadRecord) -> LoadRecord:
         """The record with what still waits of the feed after the load, in all partitions."""
-        waiting = self._ledger.outstanding(self._bench.zone.files(self._feed))
+        waiting = self._ledger.outstanding(self._listed())
         oldest = min((file.modified for file in waiting), default=None)
         stuck_files, stuck = self._stuck
         today = current_partition(self._table.cadence, self._bench.moment())
@@ -285,11 +285,14 @@ class FileLoad:
         settings, zone = self._bench.settings, self._bench.zone
         # A stream notes what it has found.
         if settings.discovery is Discovery.LISTING or self._attempt.options.dry_run:
-            return zone.files(self._feed)
+            return self._listed()
         if zone.has(self._feed):
             self._discover(today)
         found = [zone.find(state.path, state.archived_as) for state in self._ledger.proposed()]
         return [file for file in found if file is not None]
+
+    def _listed(self) -> list[LandedFile]:
+        return self._ledger.with_undone(self._bench.zone.files(self._feed), self._bench.zone)
 
     def _discover(self, today: str) -> None:
         settings = self._bench.settings

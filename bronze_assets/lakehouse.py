@@ -16,7 +16,7 @@ import datetime as dt
 import functools
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import delta.tables
 from pyspark.errors import AnalysisException
@@ -106,6 +106,9 @@ REPLAYED = "replayed"
 DISMISSED = "dismissed"
 FOLDED = "folded"
 """No state: of two open rows that have become the same one, the one that goes."""
+RESTORE = "restore to version"
+RECOVERED = "recovered"
+"""With what the marks of restores begin, in place and beside the table."""
 QUARANTINE_IDENTITY = ("row_key", "row_hash", "rule_set", "file_name", "source_position")
 
 
@@ -202,12 +205,15 @@ class Lakehouse(PrivateTables):
             raise self._stale(table)
         return commit
 
-    def rewrite(self, frame: DataFrame, table: BronzeTable, mark: str) -> None:
+    def rewrite(
+        self, frame: DataFrame, table: BronzeTable, mark: str, options: Mapping[str, str] | None = None
+    ) -> None:
         """Put the same row versions with other values, and maybe types, of some columns in the place of all.
 
         Args:
-            frame: made of the current version of the bronze table.
+            frame: made of a version of the bronze table.
             mark: of the commit, in its `userMetadata`.
+            options: of Delta's writer.
         """
         # Spark knows neither of them of what it has read.
         keys = {c.name: F.coalesce(F.col(c.name), F.lit(0).cast(c.type)).alias(c.name) for c in table.key}
@@ -217,7 +223,7 @@ class Lakehouse(PrivateTables):
             generated = {"delta.generationExpression": _LOAD_DATE_OF, "comment": _LOAD_DATE_COMMENT}
             frame = frame.withColumn(LOAD_DATE, F.col(LOAD_DATE).alias(LOAD_DATE, metadata=generated))
         writer = frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
-        writer = writer.option("userMetadata", f"{mark} {uuid.uuid4().hex}")
+        writer = writer.option("userMetadata", f"{mark} {uuid.uuid4().hex}").options(**options or {})
         if layout:
             writer = writer.partitionBy(layout)
         self.storage.save(writer, self.location(table.schema, table.name))
@@ -334,6 +340,62 @@ class Lakehouse(PrivateTables):
         base = self.version(table.schema, table.name)
         none = self.read(session, table.schema, table.name).where("false").drop(LOAD_DATE)
         self.append(none, table, batch_id, base=base, replace_where=where or f"batch_id = {spark_literal(batch_id)}")
+
+    def restore(self, table: BronzeTable, version: int, rows: DataFrame | None = None) -> Commit:
+        """Put the bronze table back to a version in one commit, which fences off every load that was decided before.
+
+        Args:
+            rows: that version with some values emptied, which is written instead; by the log alone without.
+
+        Raises:
+            StaleBase: somebody has committed meanwhile; nothing was changed.
+        """
+        place, own = self.location(table.schema, table.name), f"{RESTORE} {version} {uuid.uuid4().hex}"
+        loads, base = f"bronze/{table.name}", self.storage.version(place)
+        number = self.storage.next_load(place, loads, base)
+        try:
+            if rows is None:
+                self.storage.restore(place, version, mark=own, loads=loads, number=number)
+            else:
+                self.rewrite(rows, table, own, {"userMetadata": own, "txnAppId": loads, "txnVersion": str(number)})
+        except Conflict:
+            raise self._stale(table) from None
+        except SPARK_ERRORS as error:
+            if OVERTAKEN.search(str(error)[:2000]):
+                raise self._stale(table) from error
+            raise
+        # By its place where nobody may mark it.
+        commit = self._marked(place, lambda mark: mark == own, base) or self.storage.history(place, 1)[0]
+        if commit.mark != own and commit.operation != "RESTORE":
+            raise self._stale(table)
+        return commit
+
+    def restore_quarantine(self, rows: DataFrame, table: BronzeTable, version: int) -> None:
+        """Put these rows in the place of all in the quarantine.
+
+        Args:
+            rows: columns of `QUARANTINE`.
+            version: of the quarantine that they are of.
+        """
+        writer = rows.write.format("delta").mode("overwrite")
+        writer = writer.option("userMetadata", f"{RESTORE} {version} {uuid.uuid4().hex}")
+        self.storage.save(writer, self.location(table.schema, table.quarantine_name))
+
+    def write_recovered(self, rows: DataFrame, table: BronzeTable, version: int) -> int:
+        """Write rows of a version beside the bronze table, in the place of what was recovered there before.
+
+        Returns:
+            The version of the table beside it.
+        """
+        place = self.location(table.schema, recovered_name(table))
+        writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+        statistics = ",".join([*(c.name for c in table.key), "batch_id"])
+        # A change feed would keep what an erasure takes out of it.
+        told = {"delta.enableChangeDataFeed": "false", "delta.dataSkippingStatsColumns": statistics}
+        writer = writer.options(**PROPERTIES | told)
+        writer = writer.option("userMetadata", f"{RECOVERED} {table.name} {version} {uuid.uuid4().hex}")
+        self.storage.save(writer, place)
+        return self.storage.version(place)
 
     def blank(
         self,
@@ -557,6 +619,11 @@ def clustered_by(table: BronzeTable) -> list[str]:
 
 def _statistics(table: BronzeTable) -> str:
     return ",".join(dict.fromkeys([*(c.name for c in table.key), "batch_id", *clustered_by(table)]))
+
+
+def recovered_name(table: BronzeTable) -> str:
+    """The table beside a bronze table that earlier versions are brought back to."""
+    return f"{table.name}_recovered"
 
 
 def _merge(rows: DataFrame, mark: str, statement: str) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
+from urllib.parse import unquote
 
 import pyarrow as pa
 from delta.tables import DeltaTableBuilder
@@ -59,6 +60,7 @@ class Commit:
         mark: its `userMetadata`.
         metrics: what the operation counted.
         parameters: of the operation.
+        time: when it was committed, UTC.
     """
 
     version: int
@@ -66,6 +68,7 @@ class Commit:
     metrics: Mapping[str, Any]
     operation: str
     parameters: Mapping[str, Any]
+    time: dt.datetime
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,38 @@ class Storage(ABC):
     @abstractmethod
     def history(self, location: str, count: int | None = None) -> list[Commit]:
         """The latest commits, all that are known by default, newest first."""
+
+    @abstractmethod
+    def missing_files(self, location: str, version: int) -> list[str]:
+        """Data files of a version that are gone, or as much of it as can be told; by name.
+
+        Raises:
+            LakeError: the version cannot be read from the log.
+        """
+
+    @abstractmethod
+    def restore(self, location: str, version: int, *, mark: str, loads: str, number: int) -> int:
+        """Put a table back to a version, by its log alone, so that no load commits that was decided before.
+
+        Args:
+            mark: `userMetadata` of the commit, where somebody may set it.
+            loads: their `txnAppId`.
+            number: as `next_load` gives it for the current version.
+
+        Returns:
+            The new version.
+
+        Raises:
+            Conflict, LakeError
+        """
+
+    @abstractmethod
+    def bytes_of(self, location: str, version: int) -> int:
+        """Bytes of a version's data files."""
+
+    @abstractmethod
+    def counts(self, location: str, column: str, version: int) -> dict[str | None, int]:
+        """Value of a text column → how many rows have it."""
 
     @abstractmethod
     def columns(self, location: str) -> list[str]:
@@ -443,9 +478,45 @@ class FolderStorage(Storage):
                 one.get("operationMetrics") or {},
                 str(one.get("operation", "")),
                 one.get("operationParameters") or {},
+                dt.datetime.fromtimestamp(int(one.get("timestamp") or 0) / 1000, dt.UTC),
             )
             for one in DeltaTable(location).history(count)
         ]
+
+    @override
+    def missing_files(self, location: str, version: int) -> list[str]:
+        try:
+            files = pa.table(DeltaTable(location, version=version).get_add_actions(flatten=True))["path"].to_pylist()
+        except (DeltaError, OSError) as error:
+            raise unreadable_version(location, version, error) from None
+        return sorted(path for path in files if not (Path(location) / unquote(path)).is_file())
+
+    @override
+    def restore(self, location: str, version: int, *, mark: str, loads: str, number: int) -> int:
+        told = CommitProperties(custom_metadata={"userMetadata": mark}, app_transactions=[Transaction(loads, number)])
+        with _written(location):
+            table = DeltaTable(location)
+            table.restore(version, commit_properties=told)
+        return self.version(location)
+
+    @override
+    def bytes_of(self, location: str, version: int) -> int:
+        files = pa.table(DeltaTable(location, version=version).get_add_actions(flatten=True))
+        return sum(files["size_bytes"].to_pylist())
+
+    @override
+    def counts(self, location: str, column: str, version: int) -> dict[str | None, int]:
+        files = pa.table(DeltaTable(location, version=version).get_add_actions(flatten=True))
+        least, most, nulls = (f"{part}.{column}" for part in ("min", "max", "null_count"))
+        if {least, most, nulls}.issubset(files.column_names):
+            rows = files.select([least, most, nulls, "num_records"]).to_pylist()
+            # Longer texts are cut short there.
+            if all(r[least] and r[least] == r[most] and len(r[least]) < 32 and r[nulls] == 0 for r in rows):
+                told: Counter[str | None] = Counter()
+                for row in rows:
+                    told[row[least]] += row["num_records"]
+                return dict(told)
+        return counted(self.query(location, f"select {column}, count(*) as n from t group by 1", version=version))
 
     @override
     def columns(self, location: str) -> list[str]:
@@ -760,6 +831,22 @@ def unwritable(location: str, error: Exception) -> LakeError:
         f"the table {location} cannot be written ({type(error).__name__}).",
         "check the lake's free space and the permissions of the process.",
     )
+
+
+def unreadable_version(location: str, version: int, error: Exception) -> LakeError:
+    """What a person hears when the log does not lead to a version."""
+    return LakeError(
+        f"version {version} of {location} cannot be read ({type(error).__name__}).",
+        "choose a later version: the log keeps 30 days.",
+    )
+
+
+def counted(answer: pa.Table | None) -> dict[str | None, int]:
+    """The answer to a query of values and their counts."""
+    if answer is None:
+        return {}
+    values, counts = (column.to_pylist() for column in answer.columns)
+    return {value: int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def not_vacuumed(location: str, kind: str) -> LakeError:

@@ -21,10 +21,12 @@ from bronze_assets.catalog import TABLES
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import CaptureBusy, LakeError, SchemaMismatch, SettingsError, SourceRefused, SourceUnreachable
 from bronze_assets.load import make_ready
+from bronze_assets.operations.recovery import Restored
 from bronze_assets.orchestration.capture import capture_of, captured
 from bronze_assets.orchestration.checks import SCHEMA, failed_checks
 from bronze_assets.orchestration.jobs import file_jobs, initial_loads
 from bronze_assets.orchestration.kpis import JOB as KPI_JOB
+from bronze_assets.orchestration.recovery import tell
 from bronze_assets.orchestration.resources import Loader
 from bronze_assets.orchestration.runs import PROCESS_TAG, RETRY_POLICY, TRIGGER_TAG, close_dead_runs
 from bronze_assets.orchestration.sensors import files_waiting
@@ -179,6 +181,13 @@ def report_kpis(settings: Settings, tables: Sequence[BronzeTable] = TABLES) -> l
         found: dict[str, Any] = {name: entry.value for name, entry in metadata.items()}
         pages.append(KpiPage(Path(found["path"]), tuple(found["told"].split("\n")), found["troubled"]))
     return pages
+
+
+def tell_restored(settings: Settings, table: BronzeTable, done: Restored) -> None:
+    """Let the instance of `settings.dagster_home` follow a restore that was done by this process."""
+    home = prepare_dagster_home(settings)
+    with dg.DagsterInstance.from_config(str(home), _COMMAND_LINE) as instance:
+        tell(instance, settings, table, done)
 
 
 @dataclass

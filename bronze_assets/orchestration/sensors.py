@@ -183,7 +183,7 @@ def _look(
         today = current_partition(table.cadence, moment)
         files = zone.files(feed)
         ledger = Ledger(lake, table, lambda: now)
-        waiting = ledger.outstanding(files)
+        waiting = ledger.outstanding(ledger.with_undone(files, zone))
         left = [state for state in ledger.files.values() if _is_left_over(state, feed, now)]
         beginning = _snapshot_due(table, lake, found.manifests[table.schema], memory, now)
         if not (waiting or left or beginning):
@@ -217,7 +217,9 @@ def _look(
                 found.reasons.append(f"{file.path!r} is younger than {feed.settle_seconds} s.")
             else:
                 partition = ledger.partition_of(file, today)
-                found.ask(table, partition, f"{file.path} {file.size} {file.modified} {attempt}")
+                # What a restore took out has launched a run before, as it is.
+                undone = f" {before.event_time}" if before and before.event is FileEvent.UNDONE else ""
+                found.ask(table, partition, f"{file.path} {file.size} {file.modified} {attempt}{undone}")
     return found
 
 

@@ -357,7 +357,8 @@ def _check_place(lake: Lakehouse, place: str, table: BronzeTable) -> None:
             table=table.name,
         )
     where = _location(lake, place)
-    if re.split(r"[/.]", where)[-1].startswith("bz_") and lake.storage.owns(where):
+    own = re.fullmatch(r"bz_\w+(?<!_recovered)", re.split(r"[/.]", where)[-1])
+    if own and lake.storage.owns(where):
         raise PrivacyRefused(
             f"{place!r} is bronze's own, and is erased as such.", "register derived tables only.", table=table.name
         )

@@ -196,6 +196,13 @@ def _check(table: BronzeTable, keys: frozenset[str], *, reason: str, who: str) -
         raise PrivacyRefused("an erasure needs a reason and somebody who asks.", "say both.", table=table.name)
 
 
+def blanked(table: BronzeTable, stored: Sequence[str]) -> list[str]:
+    """Those of the stored columns that hold something of a person: classified ones, and those nobody declared."""
+    return [c.name for c in table.columns if c.pii is not Pii.NONE and c.name in stored] + [
+        name for name in stored if not table.knows(name)
+    ]
+
+
 class _Erasure:
     def __init__(self, bench: Workbench, table: BronzeTable, keys: frozenset[str], erasure_id: str) -> None:
         self.id = erasure_id
@@ -269,11 +276,9 @@ class _Erasure:
             self._lake.append_rows(self._table.schema, TOMBSTONES, _TOMBSTONE, rows)
 
     def _blanked(self) -> list[str]:
-        """Columns of the table that hold something of a person: classified ones, and those that nobody declared."""
-        stored = self._lake.read(self._bench.session, self._table.schema, self._table.name).schema.names
-        return [c.name for c in self._table.columns if c.pii is not Pii.NONE and c.name in stored] + [
-            name for name in stored if not self._table.knows(name)
-        ]
+        return blanked(
+            self._table, self._lake.read(self._bench.session, self._table.schema, self._table.name).schema.names
+        )
 
     def _lines(self) -> list[str]:
         """Row hashes of quarantined lines, which are nobody's row, that name one of the keys."""

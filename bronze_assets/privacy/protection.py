@@ -85,6 +85,15 @@ class Protection(Sealed):
             self._fill_vault(frame, self._medium)
         return frame.drop(*(f"__{part}_{purpose}" for purpose in _PURPOSES for part in ("inner", "outer")))
 
+    def forgotten(self, versions: DataFrame) -> DataFrame:
+        """Row versions with `ERASED`: whether their subject has been forgotten."""
+        return self._with_subject(versions).drop(_SUBJECT)
+
+    def forgotten_keys(self, rows: DataFrame) -> DataFrame:
+        """Rows of the quarantine with `ERASED`, by the key text that they had."""
+        subject = F.concat(F.lit(f"{self._table.name}/"), F.col("row_key"))
+        return self._with_erased(rows.withColumn(_SUBJECT, subject)).drop(_SUBJECT)
+
     def hashed(self, name: str) -> SparkColumn:
         """What of a protected value enters a hash: its HMAC, as hex."""
         return F.col(_hmac_column("hash", name))
@@ -177,7 +186,9 @@ class Protection(Sealed):
         for column in self._table.key:
             known = known & F.col(column.name).isNotNull()
         subject = F.concat(F.lit(f"{self._table.name}/"), key_text(self._table))
-        frame = frame.withColumn(_SUBJECT, F.when(known, subject))
+        return self._with_erased(frame.withColumn(_SUBJECT, F.when(known, subject)))
+
+    def _with_erased(self, frame: DataFrame) -> DataFrame:
         if not self._lake.exists(self._table.schema, TOMBSTONES):
             return frame.withColumn(ERASED, F.lit(False))
         gone = self._read(TOMBSTONES).select(F.col("subject_hmac").alias("__gone")).distinct()

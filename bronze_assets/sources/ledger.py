@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.sources.landing import LandedFile
+from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Feed
 
@@ -30,7 +30,8 @@ class FileEvent(enum.StrEnum):
     being loaded. `loaded`: its rows are in the lake. `quarantined`: it could not be read, and the quarantine says why.
     `changed`: found with another size or time after it had been settled. `failed`: its batch was given up; it is tried
     again. `ignored`: changed after it was loaded, and the table's policy
-    is to leave that. `archived`: moved to the archive. `deleted`: removed by the table's policy.
+    is to leave that. `archived`: moved to the archive. `deleted`: removed by the table's policy. `undone`: a restore
+    took its rows out of the table; it is loaded again, from the archive too.
     """
 
     SEEN = "seen"
@@ -42,12 +43,13 @@ class FileEvent(enum.StrEnum):
     IGNORED = "ignored"
     ARCHIVED = "archived"
     DELETED = "deleted"
+    UNDONE = "undone"
 
 
 _SETTLED = frozenset(
     {FileEvent.LOADED, FileEvent.QUARANTINED, FileEvent.IGNORED, FileEvent.ARCHIVED, FileEvent.DELETED}
 )
-_OPEN = frozenset({FileEvent.SEEN, FileEvent.CHANGED, FileEvent.FAILED})
+_OPEN = frozenset({FileEvent.SEEN, FileEvent.CHANGED, FileEvent.FAILED, FileEvent.UNDONE})
 _TIME = pa.timestamp("us", tz="UTC")
 _SCHEMA = pa.schema(
     [
@@ -178,6 +180,52 @@ class Ledger:
             again = state is not None and state.settled and not file.archived and not state.is_of(file)
             if again or state is None or state.event in _OPEN:
                 found.append(file)
+        return found
+
+    def with_undone(self, files: Sequence[LandedFile], zone: LandingZone) -> list[LandedFile]:
+        """These files of the landing zone, and those of the archive that are to be loaded again."""
+        there = {file.path for file in files}
+        again = [s for s in self.proposed() if s.archived_as is not None and s.path not in there]
+        found = [zone.find(state.path, state.archived_as) for state in again]
+        return [*files, *(file for file in found if file is not None)]
+
+    def without(self, kept: Set[str], undone: Set[str]) -> list[FileState]:
+        """What the files of these batches are when the rows of the batches are gone: `undone`, or what they were to
+        batches that are kept. Those that are so already are left out.
+
+        Args:
+            kept: batches that have their rows.
+            undone: batches that have not.
+        """
+        mine = [s for s in self.files.values() if s.batch_id in undone and s.event is not FileEvent.SEEN]
+        before: dict[str, FileState] = {}
+        if any(state.batch_id is not None for state in mine):
+            names = ", ".join(f"'{event}'" for event in (*_SETTLED,))
+            rows = self._lake.rows(
+                self._table.schema,
+                LEDGER,
+                _STATE,
+                f"table_name = {sql_literal(self._table.name)} and event in ({names}) order by number",
+                version=self._version,
+            )
+            for row in rows:
+                if row["batch_id"] in kept:
+                    path, _, event, *values = row.values()
+                    before[path] = FileState(path, _EVENTS[event], *values)
+        found = []
+        for state in mine:
+            earlier = before.get(state.path)
+            if earlier is None:
+                if state.event not in _OPEN:
+                    found.append(replace(state, event=FileEvent.UNDONE, rows=None, attempt=0, error=None))
+            elif earlier.content_hash == state.content_hash or state.rows is None:
+                event = FileEvent.ARCHIVED if state.archived_as and earlier.error is None else earlier.event
+                found.append(replace(earlier, event=event, archived_as=state.archived_as))
+            else:
+                # What came in its place is to do so again.
+                changed = replace(state, event=FileEvent.CHANGED, attempt=0, error=None)
+                changed = replace(changed, content_hash=earlier.content_hash, batch_id=earlier.batch_id)
+                found.append(replace(changed, rows=earlier.rows))
         return found
 
     def archived_places(self) -> set[str]:

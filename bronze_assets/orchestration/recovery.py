@@ -1,0 +1,236 @@
+"""The job that restores a table, and the check `intact` that finds what is to be restored.
+
+Dagster's own storages cannot take a materialisation back: a partition of which nothing is left gets a run that has
+failed, which the UI and automation show as a failed partition until it is loaded again (docs/adr/0027).
+"""
+
+# No postponed annotations here: Dagster reads those of an op's function as objects.
+
+import datetime as dt
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from bronze_assets.errors import LoadRefused
+from bronze_assets.operations import intact, recovery
+from bronze_assets.operations.recovery import Restored
+from bronze_assets.orchestration.assets import asset_key, assets, partitions
+from bronze_assets.orchestration.databricks import step_launcher
+from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER, loader_resource
+from bronze_assets.orchestration.runs import TABLE_TAG, TRIGGER_TAG, without_values
+from bronze_assets.settings import Environment, Settings
+from bronze_assets.table import BronzeTable
+from bronze_assets.workbench import Run, Workbench
+
+INTACT = "intact"
+RESTORE_TAG = "bronze/restored"
+_SHOWN = 20
+
+
+class RestoreConfig(dg.Config):
+    """Which table, to which version or moment, and where."""
+
+    table: str = Field(description="Name of the bronze table.")
+    version: int | None = Field(default=None, description="Version of the Delta table; or give `timestamp`.")
+    timestamp: str = Field(default="", description="The version that was the current one then: ISO 8601, in UTC.")
+    in_place: bool = Field(default=False, description="In the table's place; else as <table>_recovered beside it.")
+    only_show: bool = Field(default=True, description="Only say what would change.")
+    by: str = Field(default="", description="Who wants it, for the audit log.")
+    reason: str = Field(default="", description="Why, for the audit log; not a value of a row.")
+
+
+def recovery_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.Definitions:
+    """The job `restore`; the check `intact` of each table, the job `check_tables` that answers it, and its hourly
+    schedule: running where the environment is local, stopped elsewhere.
+    """
+    by_name = {table.name: table for table in tables}
+
+    @dg.op(
+        description="Restores a table to a version or a moment, beside it or in place.",
+        out=dg.Out(dg.Nothing),
+        required_resource_keys={STEP_LAUNCHER},
+    )
+    def restore_table(context: dg.OpExecutionContext, config: RestoreConfig) -> None:
+        def work() -> None:
+            table = by_name.get(config.table)
+            if table is None:
+                raise LoadRefused(f"{config.table!r} is no table.", f"use one of {', '.join(by_name)}.")
+            target: dict[str, Any] = {"version": config.version, "in_place": config.in_place}
+            target["at"] = moment(config.timestamp) if config.timestamp else None
+            with Workbench.open(settings, say=LOGGER.info) as bench:
+                plan = recovery.plan(bench, table, **target)
+                for line in plan.lines():
+                    context.log.info(line)
+                if config.only_show:
+                    context.add_output_metadata(_planned(plan))
+                    return
+                run = Run(context.run_id, "manual")
+                done = recovery.restore(bench, table, run, **target, who=config.by, reason=config.reason)
+            context.log.info(done.words)
+            tell(context.instance, settings, table, done)
+            context.add_output_metadata(_planned(done.plan) | _done(done))
+
+        without_values(work)
+
+    @dg.job(
+        description="Restores a table to a version or a moment; shows what would change unless told to do it.",
+        executor_def=dg.in_process_executor,
+        resource_defs={STEP_LAUNCHER: step_launcher(settings)},
+    )
+    def restore() -> None:
+        restore_table()
+
+    by_key = {asset_key(table): table for table in tables}
+
+    @dg.multi_asset_check(
+        name="check_bronze_tables",
+        description="Compares the tables with what their loads made of them.",
+        specs=[
+            dg.AssetCheckSpec(INTACT, asset=key, description="The table holds what its loads wrote, and nothing else.")
+            for key in by_key
+        ],
+        can_subset=True,
+        required_resource_keys={STEP_LAUNCHER},
+    )
+    def check_bronze_tables(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        with Workbench.open(settings, say=LOGGER.info) as bench:
+            for check in sorted(context.selected_asset_check_keys, key=str):
+                table = by_key[check.asset_key]
+                found = without_values(functools.partial(intact.judge, bench, table))
+                if found is None:
+                    context.log.info(f"{table.name}: there is none yet, or loads are at work on it.")
+                    continue
+                context.log.info(found.words)
+                yield _result(check.asset_key, found)
+
+    check_tables = dg.define_asset_job(
+        "check_tables",
+        selection=dg.AssetSelection.checks(check_bronze_tables),
+        description="Looks whether every table is what its loads made of it.",
+        executor_def=dg.in_process_executor,
+    )
+    local = settings.environment is Environment.LOCAL
+    hourly = dg.ScheduleDefinition(
+        name="check_tables_schedule",
+        job=check_tables,
+        cron_schedule="20 * * * *",
+        execution_timezone="UTC",
+        description="Looks for damage once an hour.",
+        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
+    )
+    return dg.Definitions(
+        jobs=[restore, check_tables], asset_checks=[check_bronze_tables], schedules=[hourly] if tables else []
+    )
+
+
+def moment(text: str) -> dt.datetime:
+    """A moment as people write it, ISO 8601; UTC where nothing else is said.
+
+    Raises:
+        LoadRefused: it is none.
+    """
+    try:
+        found = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise LoadRefused(f"{text!r} is no moment.", "write 2026-06-15T12:00:00, in UTC.") from None
+    return found.astimezone(dt.UTC) if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+def tell(instance: dg.DagsterInstance, settings: Settings, table: BronzeTable, done: Restored) -> None:
+    """Let Dagster follow a restore: partitions whose batches are all undone count as failed, others that changed have
+    an observation with their rows, and one of the table says what happened. Safe to repeat.
+    """
+    key, plan = asset_key(table), done.plan
+    emptied = [partition for partition, rows in done.partition_rows.items() if rows is None]
+    known = instance.get_status_by_partition(key, emptied, partitions(table.cadence, settings)) if emptied else {}
+    for partition, rows in done.partition_rows.items():
+        if rows is None:
+            if (known or {}).get(partition) is dg.AssetPartitionStatus.MATERIALIZED:
+                _fail(instance, settings, table, partition, plan.version)
+        elif partition in plan.partitions:
+            # No materialisation: the table is no fresher for it.
+            about = {"dagster/partition_row_count": rows, "restored_version": plan.version}
+            observed = dg.AssetObservation(key, partition=partition, description="Restored.", metadata=about)
+            instance.report_runless_asset_event(observed)
+    where = "in place" if plan.in_place else f"beside it, as {done.place}"
+    instance.report_runless_asset_event(
+        dg.AssetObservation(
+            key, description=f"Restored version {plan.version} {where}.", metadata=_planned(plan) | _done(done)
+        )
+    )
+
+
+def _fail(instance: dg.DagsterInstance, settings: Settings, table: BronzeTable, partition: str, version: int) -> None:
+    """Let a partition count as failed, by a run that never was to load it."""
+    key = asset_key(table)
+    definitions = dg.Definitions(
+        assets=assets(settings, [table]),
+        resources={"loader": loader_resource(settings), STEP_LAUNCHER: step_launcher(settings)},
+        executor=dg.in_process_executor,
+    )
+    job = definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})
+    tags = {
+        "dagster/partition": partition,
+        # Nothing is to try it again: the next load of the partition does what is outstanding.
+        "dagster/max_retries": "0",
+        TABLE_TAG: table.name,
+        TRIGGER_TAG: "restore",
+        RESTORE_TAG: str(version),
+    }
+    run = instance.create_run_for_job(job, tags=tags, asset_selection={key})
+    words = f"{table.name}: the batches of {partition} were undone by a restore of version {version}: load it again."
+    instance.report_run_failed(run, words)
+
+
+def _result(key: dg.AssetKey, found: intact.Integrity) -> dg.AssetCheckResult:
+    metadata: dict[str, Any] = {
+        "version": found.version,
+        "rows": found.rows,
+        "missing": found.missing,
+        "extra": found.extra,
+        "foreign_commits": [f"{one.version} {one.operation}" for one in found.foreign[:_SHOWN]],
+        "missing_files": len(found.missing_files),
+        "last_intact_version": found.last_intact,
+    }
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=INTACT,
+        passed=found.intact,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=None if found.intact else found.words,
+        metadata={name: value for name, value in metadata.items() if value is not None},
+    )
+
+
+def _planned(plan: recovery.Plan) -> dict[str, Any]:
+    return {
+        "version": plan.version,
+        "of": dg.MetadataValue.timestamp(plan.then),
+        "rows_before": plan.rows_now,
+        "rows_then": plan.rows_then,
+        "rows_going": plan.going,
+        "rows_coming_back": plan.coming,
+        "batches_undone": [batch.id for batch in plan.undone[:_SHOWN]],
+        "batches_redone": [batch.id for batch in plan.redone[:_SHOWN]],
+        "files_pending": len(plan.pending),
+        "files_lost": len(plan.lost),
+        "partitions": list(plan.partitions),
+        "erased_versions": plan.erased_versions,
+        "erased_subjects": plan.erased_subjects,
+        "bytes": plan.bytes,
+        "in_place": plan.in_place,
+        "plan": dg.MetadataValue.md("\n\n".join(plan.lines())),
+    }
+
+
+def _done(done: Restored) -> dict[str, Any]:
+    return {
+        "place": done.place,
+        "new_version": done.version,
+        "rows": done.table_rows,
+        "seconds": done.seconds,
+        "bytes_written": done.bytes_written,
+    }
