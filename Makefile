@@ -7,7 +7,7 @@ PY := .venv$(if $(DATABRICKS),-databricks-$(DATABRICKS))/bin/python
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-databricks load ui test test-databricks lint bench clean
+.PHONY: help install demo demo-databricks load report ui test test-databricks lint bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /|/' | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -20,6 +20,9 @@ demo: install ## Start PostgreSQL with sample data, load tables, files and chang
 
 load: install ## Load what is outstanding from the server that BRONZE_SOURCE_URL names
 	@$(PY) -m bronze_assets load
+
+report: install ## Write the KPI pages and open one
+	@$(PY) -m bronze_assets report
 
 ui: install ## Open Dagster's UI on the same state, until Ctrl-C
 	@$(PY) -m bronze_assets.demo ui
