@@ -24,16 +24,18 @@ from moto.server import ThreadedMotoServer
 from sqlglot import exp, parse_one
 
 from bronze_assets.access import COPY_LOG, RESTORE_DRILLS, SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
+from bronze_assets.audit import LoadRecord
 from bronze_assets.definitions import build_definitions
 from bronze_assets.errors import CopyFailed, LakeError, SettingsError
 from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.operations import drills
+from bronze_assets.load import load
+from bronze_assets.operations import drills, intact
 from bronze_assets.operations.clones import Clones, clone
 from bronze_assets.operations.copies import Copies, Kind
 from bronze_assets.operations.delta_log import Folder
 from bronze_assets.settings import Settings
 from bronze_assets.storage import TableSize
-from bronze_assets.workbench import Workbench
+from bronze_assets.workbench import Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import settings_for
 from bronze_assets_tests.people import NAME, NOW, SCHEMA, Keys, drop, erased, loaded, path, people, person
@@ -758,3 +760,34 @@ def test_a_clone_is_a_statement_of_databricks() -> None:
     table = parse_one(f"create table t (a int) using delta {properties}", dialect="databricks")
     assert isinstance(table, exp.Create)
     assert "interval 90 days" in table.args["properties"].sql("databricks")
+
+
+def loaded_now(settings: Settings) -> LoadRecord:
+    """A load by the machine's clock, as copies have it."""
+    bench = Workbench(settings)
+    try:
+        return load(people(), f"{bench.clock():%F}", bench, Run("run", "cli"))
+    finally:
+        bench.close()
+
+
+def test_a_table_that_comes_back_from_a_copy_gets_what_came_after_it(spark: SparkSession, settings: Settings) -> None:
+    drop(settings, "a.json", person(1), person(2))
+    loaded_now(settings)
+    execute(settings, "copy_tables")
+    drop(settings, "b.json", person(3))
+    loaded_now(settings)
+    shutil.rmtree(path(settings))
+
+    told, result = execute(settings, "restore_from_copy", {"table": NAME, "only_show": False})
+
+    assert result.success
+    assert (told["into"], told["done"]) == (NAME, True)
+    assert ids(path(settings)) == [1, 2]
+    record = loaded_now(settings)
+    assert (record.read, record.loaded) == (1, 1)
+    assert ids(path(settings)) == [1, 2, 3]
+    bench = Workbench(settings)
+    found = intact.judge(bench, people())
+    assert found is not None
+    assert found.intact, found

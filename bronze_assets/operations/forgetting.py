@@ -16,10 +16,10 @@ from bronze_assets.access import SUBJECT_KEYS, TOKEN_VAULT, TOMBSTONES
 from bronze_assets.errors import LakeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.privacy.data_keys import DataKeys
-from bronze_assets.privacy.erasure import VAULT
+from bronze_assets.privacy.erasure import VAULT, blanked
 from bronze_assets.privacy.keys import KeyRing
 from bronze_assets.privacy.values import hmac_hex
-from bronze_assets.table import BronzeTable, Pii
+from bronze_assets.table import BronzeTable
 
 
 def unavailable(what: str) -> Callable[[], NoReturn]:
@@ -84,9 +84,7 @@ class Forgetting:
         if not gone:
             return 0
         stored = self._lake.storage.columns(location)
-        columns = [c.name for c in table.columns if c.pii is not Pii.NONE and c.name in stored]
-        columns += [name for name in stored if not table.knows(name)]
-        return self._lake.blank(self._session(), table, gone, self._mark, columns, location=location)
+        return self._lake.blank(self._session(), table, gone, self._mark, blanked(table, stored), location=location)
 
     def drop(self, schema: str, name: str) -> int:
         """Remove what a private table of the lake has of forgotten subjects; returns of how many."""

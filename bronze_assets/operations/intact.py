@@ -23,7 +23,8 @@ from bronze_assets.workbench import Workbench
 
 RETENTION = "retention"
 """With what the mark of a commit begins that removes rows since their time is over."""
-_OWN = re.compile(rf"(classified|{RETENTION})\b.*")
+# The last is of a table that has come back from a copy (`copies`).
+_OWN = re.compile(rf"(classified|{RETENTION})\b.*" + r'|\{"restored": ?true\}')
 _ERASURE = re.compile(r"([0-9a-f-]{36}) [0-9a-f]{32}")
 _AGAIN = FileScope(0, again=True).kind
 _TRIES = 3

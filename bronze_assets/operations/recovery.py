@@ -311,6 +311,45 @@ def restore(
     return done
 
 
+def follow_copy(bench: Workbench, table: BronzeTable, copied_at: dt.datetime, run: Run) -> list[str]:
+    """Let batch log and ledger follow a table that has come back from a copy, in its own place: batches that came after
+    the copy are undone, and their files wait again. May be repeated.
+
+    Args:
+        copied_at: when the copied version was read.
+
+    Returns:
+        The batches that were undone.
+
+    Raises:
+        TableBusy: a load of the table is at work.
+    """
+    lake = bench.lake
+    with lease(lake, table.schema, table.name, run.id, bench.settings.lease_seconds):
+        place = lake.location(table.schema, table.name)
+        there = lake.storage.counts(place, "batch_id", lake.version(table.schema, table.name))
+        log = BatchLog(lake, table, bench.clock, None)
+        # What it copied has rows of a batch that ended later; one without rows is in it if it ended before.
+        undone = [
+            batch
+            for batch in log.batches
+            if "main" in batch.events
+            and (batch.done or not batch.finished)
+            and batch.record is not None
+            and batch.record.ended > copied_at
+            and not there.get(batch.id)
+        ]
+        gone = {batch.id for batch in undone}
+        if table.feed is not None:
+            ledger = Ledger(lake, table, bench.clock)
+            changes = ledger.without({batch.id for batch in log.batches if batch.done} - gone, gone)
+            for event in dict.fromkeys(state.event for state in changes):
+                ledger.record([state for state in changes if state.event is event], event)
+        for batch in undone:
+            log.note(batch, "undone", run_id=run.id)
+    return sorted(gone)
+
+
 @contextmanager
 def _held(bench: Workbench, table: BronzeTable, run: Run, in_place: bool) -> Iterator[None]:
     lake = bench.lake

@@ -18,12 +18,13 @@ from bronze_assets.lakehouse import open_lake
 from bronze_assets.operations import drills
 from bronze_assets.operations.clones import Clones, copies_of
 from bronze_assets.operations.copies import Copies, Kind
+from bronze_assets.operations.recovery import follow_copy
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
-from bronze_assets.orchestration.runs import without_values
+from bronze_assets.orchestration.runs import trigger_of, without_values
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
-from bronze_assets.workbench import Workbench
+from bronze_assets.workbench import Run, Workbench
 
 POOL = "maintenance"
 RECOVERY_TIME = "recovery_time"
@@ -114,6 +115,8 @@ def copies_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
 
         return copy_job
 
+    by_name = {table.name: table for table in tables}
+
     @dg.op(
         description="Restores a table from the copy or the archive.",
         out=dg.Out(dg.Nothing),
@@ -130,7 +133,14 @@ def copies_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
                     into=config.into or None,
                     only_show=config.only_show,
                 )
-            context.log.info(restored.words)
+                context.log.info(restored.words)
+                table = by_name.get(restored.into)
+                if restored.done and table is not None:
+                    run = Run(context.run_id, trigger_of(context.run.tags))
+                    for batch in follow_copy(bench, table, restored.copied_at, run):
+                        context.log.info(
+                            f"{table.name}: batch {batch} is undone; the next load of its partition does it."
+                        )
             names = ("table", "into", "source_version", "files", "bytes", "rows", "erased", "done")
             told: dict[str, Any] = {name: getattr(restored, name) for name in names}
             context.add_output_metadata(
