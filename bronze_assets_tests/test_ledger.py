@@ -75,20 +75,20 @@ def test_of_two_that_decided_on_one_state_the_second_is_refused_and_nothing_of_i
     assert [found.path for found in ledger(lake).batch("2")] == ["raw/things/b.json"]
 
 
-def test_what_waits_is_what_is_new_failed_or_changed(lake: Lakehouse) -> None:
+def test_what_waits_is_what_is_new_failed_changed_or_undone(lake: Lakehouse) -> None:
     found = ledger(lake)
     for event in FileEvent:
         found.record([state(f"{event}.json")], event)
     same = [landed(f"{event}.json") for event in FileEvent]
     names = {file.path.removeprefix("raw/things/").removesuffix(".json") for file in found.outstanding(same)}
-    assert names == {"seen", "failed", "changed"}
+    assert names == {"seen", "failed", "changed", "undone"}
     changed = [landed(f"{event}.json", size=11) for event in FileEvent]
     names = {file.path.removeprefix("raw/things/").removesuffix(".json") for file in found.outstanding(changed)}
     # A claimed one belongs to a batch, which is settled first.
     assert names == {*FileEvent} - {"claimed"}
     archived = [landed(f"{event}.json", size=11, archived=True) for event in FileEvent]
     assert {file.path for file in found.outstanding(archived)} == {
-        f"raw/things/{event}.json" for event in ("seen", "failed", "changed")
+        f"raw/things/{event}.json" for event in ("seen", "failed", "changed", "undone")
     }
     assert found.outstanding([landed("new.json")]) == [landed("new.json")]
 
