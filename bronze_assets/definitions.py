@@ -8,6 +8,7 @@ import dagster as dg
 
 from bronze_assets.catalog import TABLES
 from bronze_assets.orchestration.access import access_definitions
+from bronze_assets.orchestration.assessment import assessment_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
@@ -60,6 +61,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         dg.Definitions(jobs=compliance_jobs(settings, tables)),
         access_definitions(settings, tables),
         kpis_definitions(settings, tables),
+        assessment_definitions(settings, tables),
     )
 
 
