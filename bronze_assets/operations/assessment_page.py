@@ -1,4 +1,4 @@
-"""The assessments of a schema as one page: findings first, then rules, columns and what moved. No script, no network."""
+"""The assessments of a schema as one page: findings first, then rules, columns and what moved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def page(report: Mapping[str, Any]) -> str:
     parts = [
         "<header>",
         f'<div class="score {"bad" if count else "good"}">{"✖" if count else "✔"}</div>',
-        f'<div><h1>{escape(headline)}</h1><p class="soft">Quality assessment of <code>{escape(report["schema"])}</code>, '
+        f'<div><h1>{escape(headline)}</h1><p class="soft">Quality assessment of '
+        f"<code>{escape(report['schema'])}</code>, "
         f"{escape(report['month'])}: the latest version of each key.</p></div></header>",
         *(_card(one) for one in tables),
     ]
@@ -39,7 +40,7 @@ def _card(one: Mapping[str, Any]) -> str:
     since = f"compared with {moment(one['since'])}" if one["since"] else "no assessment before"
     rows = "never loaded" if one["rows"] is None else f"{one['rows']:,} rows"
     parts = [
-        f"<article{'' if passed else ' class=fails'}><header><h3>{escape(one['table'])}</h3>"
+        f"<article{frame}><header><h3>{escape(one['table'])}</h3>"
         f'<span class="{"good" if passed else "bad"}">{"✔ nothing found" if passed else "✖ to be looked at"}</span></header>',
         f'<p class="soft">{escape(f"{rows} · assessed {moment(one["at"])} · {since}")}</p>',
     ]

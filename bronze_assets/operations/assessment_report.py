@@ -103,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _damaged(path: Path) -> LakeError:
     return LakeError(
         f"The assessment {path} cannot be read.",
-        "bring it back from a copy, or move it away: then the tables are compared with the month before it, or with none.",
+        "bring it back from a copy, or move it away: tables are then compared with the month before it.",
     )
 
 

@@ -6,7 +6,7 @@ written beside the other reports of this host.
 
 # No postponed annotations here: Dagster reads those of an op's function as objects.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,11 @@ def assessment_definitions(settings: Settings, tables: Sequence[BronzeTable]) ->
         ins={"measured": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing),
     )
-    def report_quality(context: dg.OpExecutionContext) -> None:
+    def report_quality(context: dg.OpExecutionContext) -> Iterator[dg.AssetCheckEvaluation]:
         measured = _measured(context.instance, context.run_id)
         pages, assessed = without_values(lambda: _report(settings.home / assessment_report.FOLDER, measured))
         for one in assessed:
-            context.log_event(_check(one, pages[one.measured.schema]))
+            yield _check(one, pages[one.measured.schema])
             for finding in one.findings:
                 context.log.info(f"{one.measured.table}: {finding.level}: {finding.words}")
         context.add_output_metadata(
