@@ -39,10 +39,12 @@ def _card(one: Mapping[str, Any]) -> str:
     passed = one["passed"]
     since = f"compared with {moment(one['since'])}" if one["since"] else "no assessment before"
     rows = "never loaded" if one["rows"] is None else f"{one['rows']:,} rows"
+    mood, mark = ("good", "✔ nothing found") if passed else ("bad", "✖ to be looked at")
+    facts = " · ".join([rows, f"assessed {moment(one['at'])}", since])
+    frame = "" if passed else ' class="fails"'
     parts = [
-        f"<article{frame}><header><h3>{escape(one['table'])}</h3>"
-        f'<span class="{"good" if passed else "bad"}">{"✔ nothing found" if passed else "✖ to be looked at"}</span></header>',
-        f'<p class="soft">{escape(f"{rows} · assessed {moment(one["at"])} · {since}")}</p>',
+        f'<article{frame}><header><h3>{escape(one["table"])}</h3><span class="{mood}">{mark}</span></header>',
+        f'<p class="soft">{escape(facts)}</p>',
     ]
     if one["findings"]:
         items = "".join(
