@@ -350,7 +350,7 @@ def test_values_that_one_list_had_no_room_for_are_not_taken_for_gone() -> None:
 
 
 def test_few_rows_keys_and_days_are_not_judged_by_their_spread() -> None:
-    other = {"top": (("walk", 1),)}
+    other: dict[str, Any] = {"top": (("walk", 1),)}
 
     assert "psi" in moved(measured(1_000, **other), measured(1_000))
     assert "psi" not in moved(measured(999, **other), measured(1_000))
