@@ -23,6 +23,6 @@ came, `schema_versions` which columns have joined (`classification`: and been de
 Catalog (`access_evidence`: who did), `privacy` protects, reveals and erases (keys from `vaults`), `orchestration` shows
 it in Dagster (`definitions` wires that) and takes it to Databricks (`shipping` says what goes there, `databricks_job`
 how), `environment_file` has the settings of an environment, `doctor` looks whether one can work, `operations` is what
-the people on duty run and read (`thresholds` say how old a table may get, `page` how reports look), `demo` tries it all
-out.
+the people on duty run and read (`thresholds` say how old a table may get, `page` how reports look, `runbook` what to
+do), `demo` tries it all out.
 """

@@ -9,6 +9,7 @@ import dagster as dg
 from bronze_assets.catalog import TABLES
 from bronze_assets.orchestration.access import access_definitions
 from bronze_assets.orchestration.alerts import alerts_definitions
+from bronze_assets.orchestration.assessment import assessment_definitions
 from bronze_assets.orchestration.assets import assets
 from bronze_assets.orchestration.capture import capture_definitions
 from bronze_assets.orchestration.compliance import compliance_jobs
@@ -70,6 +71,7 @@ def build_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.D
         copies_definitions(settings, tables),
         retention_definitions(settings, tables),
         recovery_definitions(settings, tables),
+        assessment_definitions(settings, tables),
     )
 
 
