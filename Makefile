@@ -7,7 +7,7 @@ PY := .venv$(if $(DATABRICKS),-databricks-$(DATABRICKS))/bin/python
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-databricks load report ui test test-databricks lint bench clean
+.PHONY: help install demo demo-databricks load report ui test test-databricks lint bench bench-quick clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -e 's/:.*## /|/' | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -41,9 +41,12 @@ demo-databricks: install ## Load the ten tables through the step launcher, again
 test-databricks: install ## Smoke test of a real workspace, as docs/databricks.md says
 	@$(PY) -m bronze_assets_tests.smoke_databricks
 
-bench: install ## Measure full loads and file loads against bare Spark
-	@$(PY) -m benchmarks
-	@$(PY) -m benchmarks.files
+bench: install ## Measure loads against others and against goals, for hours; BENCH="--only full warm --runs 5"
+	@$(PYTHON) bootstrap.py bench
+	@$(PY) -m benchmarks $(BENCH)
+
+bench-quick: install ## The small bench of CI: fails if a ratio is three times the recorded one
+	@$(PY) -m benchmarks --quick
 
 clean: ## Stop what was started and remove BRONZE_HOME (default .bronze)
 	@if [ -x $(PY) ]; then $(PY) -m bronze_assets.demo clean; else echo "Nothing is installed, so nothing was started."; fi

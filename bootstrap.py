@@ -2,7 +2,8 @@
 """Makes `.venv` with the pinned dependencies of this checkout, or finds that it is already there.
 
 With the version of a Databricks Runtime, `bootstrap.py 17.3`, it makes `.venv-databricks-17.3` with the Spark of that
-runtime instead: what `constraints-databricks-17.3.txt` pins differs from `constraints.txt`.
+runtime instead: what `constraints-databricks-17.3.txt` pins differs from `constraints.txt`. `bootstrap.py bench` makes
+`.venv-bench` with what `make bench` measures loads against, whose pins would not fit ours.
 
 Needs nothing but Python. Written so that an old Python 3 can read it too and say which one is needed.
 """
@@ -19,14 +20,17 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 OLDEST_JAVA = 17
 ROOT = os.path.dirname(os.path.abspath(__file__))
 RUNTIME = sys.argv[1] if len(sys.argv) > 1 else ""
-NAME = ".venv-databricks-" + RUNTIME if RUNTIME else ".venv"
+BENCH = RUNTIME == "bench"
+NAME = ".venv-bench" if BENCH else ".venv-databricks-" + RUNTIME if RUNTIME else ".venv"
 VENV = os.path.join(ROOT, NAME)
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "bronze-installed")
-OTHERS = "constraints-databricks-%s.txt" % RUNTIME
-INPUTS = ("pyproject.toml", "constraints.txt", "setup.py") + ((OTHERS,) if RUNTIME else ())
+OTHERS = "benchmarks/constraints-bench.txt" if BENCH else "constraints-databricks-%s.txt" % RUNTIME
+INPUTS = (OTHERS,) if BENCH else ("pyproject.toml", "constraints.txt", "setup.py") + ((OTHERS,) if RUNTIME else ())
 EXTRAS = ["demo", "dev"]
+RIVALS = ["dlt[deltalake,sql-database]", "connectorx", "adbc-driver-postgresql", "psycopg2-binary", "numpy"]
 # Measured with the versions of constraints.txt; said before anything is downloaded.
+BENCH_DOWNLOAD_MB, BENCH_DISK_MB = 200, 740
 DOWNLOAD_MB, DISK_MB, JAVA_DOWNLOAD_MB, JAVA_DISK_MB, JARS_MB, HOME_MB, MEMORY_GB = 730, 1760, 35, 105, 11, 150, 3
 
 
@@ -50,14 +54,21 @@ def main():
             "install Python 3.11 or newer and run `make` again, or name it: `make PYTHON=/path/to/python3.11 demo`.",
         )
     # Spark's older lines do not run on each newer Java.
-    if RUNTIME or not has_java():
+    if not BENCH and (RUNTIME or not has_java()):
         extras.append("java")
-    announce("java" in extras)
+    if BENCH:
+        print(
+            "First run of the benchmark: installing dlt, ConnectorX and ADBC into %s, to measure against.\n"
+            "  to download   about %d MB, %d MB on disk" % (NAME, BENCH_DOWNLOAD_MB, BENCH_DISK_MB),
+            flush=True,
+        )
+    else:
+        announce("java" in extras)
     if not os.access(PYTHON, os.X_OK) or subprocess.call([PYTHON, "-c", "import pip"], stderr=subprocess.DEVNULL):
         error = make_venv(python)
         if error:
             return fail(error[0], error[1])
-    failure = install(extras)
+    failure = install(RIVALS if BENCH else ["--editable", ".[%s]" % ",".join(extras)])
     if failure:
         return fail(failure, "check the network and the proxy settings, then run the same command again; it goes on.")
     write(STAMP, wanted)
@@ -141,13 +152,13 @@ def make_venv(python):
     )
 
 
-def install(extras):
+def install(wanted):
     # type: (list[str]) -> str | None
-    """Install this checkout and what it depends on; returns what went wrong, or None."""
+    """Install what pip's arguments name, and what that depends on; returns what went wrong, or None."""
     command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     pinned = os.path.join(VENV, "constraints.txt")
     write(pinned, constraints())
-    command += ["--constraint", pinned, "--editable", ".[%s]" % ",".join(extras)]
+    command += ["--constraint", pinned, *wanted]
     begin = said = time.time()
     last = []  # type: list[str]
     done = 0
@@ -189,7 +200,7 @@ def constraints():
     """The pinned versions; pip refuses two for one package, so those of the runtime take the place of the others."""
     pins = {}  # type: dict[str, str]
     for name in INPUTS:
-        if name.startswith("constraints"):
+        if os.path.basename(name).startswith("constraints"):
             pins.update((line.partition("==")[0], line) for line in read(os.path.join(ROOT, name)).splitlines())
     return "".join(line + "\n" for line in pins.values())
 

@@ -1,213 +1,147 @@
-"""Full load of generated rows against a bare `spark.read.jdbc` → Delta copy of the same rows in the same session.
+"""Measures how fast loads are, against others and against goals, and prints one table: `make bench`.
 
-The bare copy has the same partitioning and reads with as many connections; it checks, hashes and records nothing. Both
-are run in turn, several times, each into a fresh table; the medians and the ratio of the medians are printed.
+Sides of a comparison are run in turn, after a round that is not counted; the table has the medians, and the ratio of
+ours to theirs within that run. It is also written to `<home>/bench/results.json` and `results.md`.
 
-Then what protection costs: 1,000,000 customers with two encrypted columns, all of them new, against the same load of a
-table that declares nothing personal.
+`--quick` is the small bench of CI: it fails if a ratio is more than three times the one in `benchmarks/recorded.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime as dt
-import os
-import platform
-import shutil
-import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import pandera.pyspark as pa
-import pyspark.sql.types as T
-
-from bronze_assets.catalog.inventory import EMAIL, MONEY, TABLES
-from bronze_assets.demo import postgres
-from bronze_assets.demo.generate import generate_orders
-from bronze_assets.load import load
-from bronze_assets.settings import Settings
-from bronze_assets.table import BronzeTable, Impact, Layout, column
-from bronze_assets.workbench import Run, Workbench, current_partition
-
-PRODUCTS, ORDERS, CUSTOMERS = (
-    next(t for t in TABLES if t.name == name) for name in ("bz_products", "bz_orders", "bz_customers")
+from benchmarks.aged import aged
+from benchmarks.changes import incremental
+from benchmarks.files import sensor_day, small_files
+from benchmarks.full_load import full_loads, growth
+from benchmarks.ground import QUICK, RIVALS_PYTHON, Ground, Sizes
+from benchmarks.judging import protection, quality
+from benchmarks.measure import (
+    Figure,
+    Scenario,
+    as_text,
+    machine,
+    measure,
+    merged,
+    regressions,
+    write_results,
 )
+from benchmarks.warm import warm
+from bronze_assets.settings import Settings
+
+Family = Callable[[Ground], Iterator[Scenario]]
+
+FAMILIES: dict[str, Family] = {
+    "full": full_loads,
+    "incremental": incremental,
+    "protection": protection,
+    "quality": quality,
+    "files": small_files,
+    "aged": aged,
+    "growth": growth,
+    "warm": warm,
+    "sensors": sensor_day,
+}
+OF_QUICK = ("full", "protection", "quality", "files")
+RECORDED = Path(__file__).with_name("recorded.json")
 
 
-def main() -> None:
-    """Measure and print one table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 3_000_000], help="source rows")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side; the medians are compared")
-    parser.add_argument("--customers", type=int, default=1_000_000, help="rows to protect")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
+    asked = _parser().parse_args(arguments)
     settings = Settings.from_environment()
-    home = settings.home / "bench"
-    settings = dataclasses.replace(
-        settings,
-        home=home,
-        lake=home / "lake",
-        source_url=f"file:{home / 'postgres' / 'source_url'}",
-        jars=settings.jars or _jars(settings),
-    )
-    with _server(settings) as url, Workbench.open(settings, say=print) as bench:
-        print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {dt.date.today()}")
-        print(f"{'table':26}{'rows':>11}{'bare copy s':>13}{'load s':>9}{'ratio':>7}{'driver MB':>11}")
-        for rows in arguments.rows:
-            _generate(url, rows)
-            for table, label in (
-                (dataclasses.replace(PRODUCTS, layout=Layout()), "products, unpartitioned"),
-                (dataclasses.replace(ORDERS, layout=Layout()), "orders, unpartitioned"),
-                (ORDERS, "orders, by order_date"),
-            ):
-                _measure(bench, table, label, rows, arguments.runs)
-        _measure_protection(bench, url, arguments.customers, arguments.runs)
+    sizes = QUICK if asked.quick else Sizes(sensor_gigabytes=asked.sensor_gb).scaled(asked.scale)
+    families = [name for name in FAMILIES if name in (asked.only or (OF_QUICK if asked.quick else FAMILIES))]
+    if "full" in families and not sizes.reduced and not RIVALS_PYTHON.is_file():
+        print("dlt and ADBC are not installed. Fix: `python3 bootstrap.py bench`.", file=sys.stderr)
+        return 1
+    print(f"{machine()}, {dt.date.today()}: {', '.join(families)}", flush=True)
+    name = "quick" if asked.quick else "results" if asked.scale == 1 else f"results-{asked.scale:g}"
+    path = settings.home / "bench" / f"{name}.json"
+    figures, failed = _measured(settings, sizes, families, asked.runs or (2 if asked.quick else 5), path)
+    print(as_text(figures))
+    print(f"In {path} and {path.with_suffix('.md').name}.")
+    for family in failed:
+        print(f"{family} could not be measured.", file=sys.stderr)
+    if asked.record:
+        record(RECORDED, figures)
+    elif asked.quick:
+        return int(judged(figures, RECORDED, families) or bool(failed))
+    return int(bool(failed))
 
 
-def _measure(bench: Workbench, table: BronzeTable, label: str, rows: int, runs: int) -> None:
-    bare, full = [], []
-    # The first round pays for the JIT on both sides and is not counted.
-    for number in range(runs + 1):
-        times = (_bare_copy(bench, table, rows), _load(bench, table, rows))
-        if number:
-            bare.append(times[0])
-            full.append(times[1])
-    a, b = statistics.median(bare), statistics.median(full)
-    print(f"{label:26}{rows:>11,}{a:>13.2f}{b:>9.2f}{b / a:>7.2f}{_driver_megabytes():>11,}", flush=True)
+def _parser() -> argparse.ArgumentParser:
+    def part(text: str) -> float:
+        if not 0 < float(text) <= 1:
+            raise argparse.ArgumentTypeError("it is a part of the whole, as 0.1")
+        return float(text)
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(FAMILIES), metavar="NAME", help=f"of {', '.join(FAMILIES)}")
+    parser.add_argument("--runs", type=int, help="rounds that count (default: 5; 2 with --quick)")
+    parser.add_argument("--scale", type=part, default=1.0, help="a part of all rows and files, to try the bench itself")
+    parser.add_argument("--sensor-gb", type=float, default=10.0, help="a day of sensor data (default: 10)")
+    parser.add_argument("--quick", action="store_true", help="the small bench of CI")
+    parser.add_argument("--record", action="store_true", help="write the ratios to benchmarks/recorded.json")
+    return parser
 
 
-class Unprotected(pa.DataFrameModel):  # type: ignore[type-arg]
-    """The customers, as if nothing of them were personal."""
+def _measured(
+    settings: Settings, sizes: Sizes, families: Sequence[str], runs: int, path: Path
+) -> tuple[list[Figure], list[str]]:
+    """The figures of the families, written to the file after each; and the families that failed."""
+    figures: list[Figure] = []
+    failed = []
 
-    customer_id: T.IntegerType = column(key=True, gt=0, description="Identifies a customer.")
-    customer_name: T.StringType = column(description="Full name.")
-    email: T.StringType = column(str_matches=EMAIL, impact=Impact.MEDIUM, description="Address for order mail.")
+    def say(text: str) -> None:
+        print(f"{dt.datetime.now():%H:%M:%S} {text}", flush=True)
 
-
-def _measure_protection(bench: Workbench, url: str, rows: int, runs: int) -> None:
-    with postgres.connect(url) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "create schema if not exists tests; drop table if exists tests.customers;"
-            "create table tests.customers (customer_id int primary key, customer_name text, email text);"
-            "insert into tests.customers select i, 'Zoë Customer ' || i, 'customer.' || i || '@example.org'"
-            " from generate_series(1, %s) i; analyze tests.customers",
-            (rows,),
-        )
-    plain, protected = [], []
-    for number in range(runs + 1):
-        times = (_load(bench, dataclasses.replace(CUSTOMERS, model=Unprotected), rows), _load(bench, CUSTOMERS, rows))
-        if number:
-            plain.append(times[0])
-            protected.append(times[1])
-    a, b = statistics.median(plain), statistics.median(protected)
-    print(f"{'table':26}{'rows':>11}{'plain s':>13}{'protected':>9}{'ratio':>7}{'driver MB':>11}")
-    print(f"{'customers':26}{rows:>11,}{a:>13.2f}{b:>9.2f}{b / a:>7.2f}{_driver_megabytes():>11,}", flush=True)
+    with Ground.open(settings, sizes, say) as ground:
+        for family in families:
+            try:
+                for scenario in FAMILIES[family](ground):
+                    figures += measure(family, scenario, runs, say)
+            except Exception:
+                # The others may take an hour, and say what they say without it.
+                traceback.print_exc()
+                failed.append(family)
+                ground.forget()
+            write_results(path, merged(path, figures, FAMILIES))
+    return figures, failed
 
 
-def _bare_copy(bench: Workbench, table: BronzeTable, rows: int) -> float:
-    target = bench.settings.home / "bare"
-    shutil.rmtree(target, ignore_errors=True)
-    session = bench.session
-    address = bench.source._address
-    began = time.perf_counter()
-    frame = session.read.jdbc(
-        address.jdbc_options()["url"],
-        table.source.lower(),
-        column=table.key[0].name,
-        lowerBound=1,
-        upperBound=rows,
-        numPartitions=bench.settings.read_connections,
-        properties={
-            "user": address.user,
-            "password": str(address.jdbc_options()["password"]),
-            "driver": "org.postgresql.Driver",
-            "fetchsize": "10000",
-        },
-    )
-    writer = frame.write.format("delta").mode("overwrite")
-    if table.layout.partition_by:
-        writer = writer.partitionBy(table.layout.partition_by)
-    writer.save(str(target))
-    seconds = time.perf_counter() - began
-    copied = session.read.format("delta").load(str(target)).count()
-    assert copied == rows, f"the bare copy has {copied} of {rows} rows"
-    return seconds
+def record(path: Path, figures: Sequence[Figure]) -> None:
+    """Write the ratios that `judged` holds later ones against."""
+    told = {
+        "machine": machine(),
+        "date": dt.date.today().isoformat(),
+        "ratios": {figure.name: round(figure.ratio, 3) for figure in figures if figure.ratio is not None},
+    }
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _load(bench: Workbench, table: BronzeTable, rows: int) -> float:
-    shutil.rmtree(bench.settings.lake, ignore_errors=True)
-    bench.close()
-    began = time.perf_counter()
-    record = load(table, current_partition(table.cadence, bench.clock()), bench, Run("bench", "manual"))
-    seconds = time.perf_counter() - began
-    assert (record.read, record.loaded) == (rows, rows), record
-    return seconds
+def judged(figures: Sequence[Figure], path: Path, families: Sequence[str]) -> int:
+    """Say what has become slower beyond doubt, by ratios alone; returns the exit code.
 
-
-def _generate(url: str, rows: int) -> None:
-    with postgres.connect(url) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute("create schema if not exists tests")
-            cursor.execute("drop table if exists tests.products, tests.orders")
-            cursor.execute(
-                "create table tests.products (product_id int primary key, product_name text, category text,"
-                f" unit_price numeric({MONEY['precision']},{MONEY['scale']}))"
-            )
-            cursor.execute(
-                "insert into tests.products select i, 'Product number ' || i, 'category ' || i %% 40,"
-                " (i %% 90000) / 100.0 from generate_series(1, %s) i",
-                (rows,),
-            )
-        connection.commit()
-        generate_orders(connection, rows)
-        connection.commit()
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("vacuum analyze")
-
-
-@contextmanager
-def _server(settings: Settings) -> Iterator[str]:
-    url = postgres.start(settings, print)
-    try:
-        yield url
-    finally:
-        postgres.stop(settings)
-        postgres.remove(settings)
-        shutil.rmtree(settings.home, ignore_errors=True)
-
-
-def _jars(settings: Settings) -> Path | None:
-    folder = settings.home / "jars"
-    return folder if folder.is_dir() else None
-
-
-def _driver_megabytes() -> int:
-    """Peak resident memory of the Spark driver, the only Java process below this one; 0 where /proc is missing."""
-    peak = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        except OSError:
-            continue
-        if fields["Name"].strip() == "java" and _descends(int(fields["PPid"])):
-            peak = max(peak, int(fields.get("VmHWM", "0 kB").split()[0]) // 1024)
-    return peak
-
-
-def _descends(pid: int) -> bool:
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            return False
-    return False
+    Args:
+        path: of what `record` has written.
+        families: that were to be measured; what is recorded of others is left out.
+    """
+    told = json.loads(path.read_text(encoding="utf-8"))
+    wanted = {name: ratio for name, ratio in told["ratios"].items() if name.partition(":")[0] in families}
+    found = regressions(figures, wanted)
+    for one in found:
+        print(one, file=sys.stderr)
+    if not found:
+        print(f"No ratio is more than three times the recorded one ({told['machine']}, {told['date']}).")
+    return int(bool(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

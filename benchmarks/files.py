@@ -1,48 +1,39 @@
-"""Load of many small JSON files against Spark's own file stream, which writes them to Delta without any checks.
+"""Loads of files: many small ones against Spark's file stream, and a day of a large plant.
 
-All read the same files in the same session, in turn, several times, each into a fresh table; the medians and their
-ratios are printed. The stream takes as many files a trigger as a batch of ours takes by default: once as Spark comes,
-once with the settings that our sessions have for small tables. Ours checks, hashes, records and archives, in batches of
-the default size and as one batch (`Feed(max_files=…)`); the stream does none of that.
-
-Then what a sensor's tick costs over a folder of files that have all been loaded; it may read none of them.
+The stream takes as many files a trigger as a batch of ours takes by default: once as Spark comes, once with the
+settings that our sessions have for small tables. It checks, hashes, records and archives nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime as dt
 import json
 import os
-import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from unittest import mock
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from pyarrow import csv
 from pyspark.sql import types as T
 
+from benchmarks.ground import Ground, fresh, timed_load
+from benchmarks.measure import Comparison, Scenario, Side
 from bronze_assets.catalog import manufacturing
-from bronze_assets.lakehouse import Lakehouse
-from bronze_assets.load import load
 from bronze_assets.orchestration.jobs import file_jobs
 from bronze_assets.orchestration.sensors import tick
-from bronze_assets.settings import Settings
-from bronze_assets.sources.landing import LandingZone
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.table import BronzeTable, Loaded
-from bronze_assets.workbench import Run, Workbench, current_partition
+from bronze_assets.workbench import Workbench
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-FILES, ROWS = 5_000, 100
-LISTED = 100_000
 (SENSOR_DATA,) = (table for table in manufacturing.TABLES if table.name == "bz_sensor_data")
 assert SENSOR_DATA.feed is not None
 FEED = SENSOR_DATA.feed
@@ -51,72 +42,147 @@ _OURS = ("spark.sql.shuffle.partitions", "spark.databricks.delta.snapshotPartiti
 _SENSORS = 500
 # Older than any time for which a young file waits.
 _AGE = dt.timedelta(hours=1)
+_FILES_A_DAY = 288
+_SECONDS_A_FILE = 300
 
 
-def main() -> None:
-    """Measure and print both sides."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.files", description=__doc__)
-    parser.add_argument("--files", type=int, default=FILES)
-    parser.add_argument("--rows", type=int, default=ROWS, help="of each file")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side; the medians are compared")
-    arguments = parser.parse_args()
-    settings = bench_settings(Settings.from_environment())
-    try:
-        made = make_json_files(settings.home / "made", arguments.files, arguments.rows)
-        with Workbench.open(settings, say=print) as bench:
-            print(
-                f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {dt.date.today()}"
-            )
-            whole = dataclasses.replace(FEED, max_files=max(arguments.files, FEED.max_files))
-            sides: dict[str, Callable[[], float]] = {
-                "stream, as Spark comes": lambda: _stream(bench.session, settings, SENSOR_DATA, made, _OURS),
-                "stream, our session": lambda: _stream(bench.session, settings, SENSOR_DATA, made),
-                f"load, {FEED.max_files:,} files a batch": lambda: _load(bench, SENSOR_DATA, made),
-                "load, one batch": lambda: _load(bench, dataclasses.replace(SENSOR_DATA, files=whole), made),
-            }
-            times: dict[str, list[float]] = {name: [] for name in sides}
-            # The first round pays for the JIT on all sides and is not counted.
-            for number in range(arguments.runs + 1):
-                round_of = {name: side() for name, side in sides.items()}
-                print("  ".join(f"{seconds:.2f} s" for seconds in round_of.values()), flush=True)
-                if number:
-                    for name, seconds in round_of.items():
-                        times[name].append(seconds)
-        rows = arguments.files * arguments.rows
-        medians = {name: statistics.median(found) for name, found in times.items()}
-        as_it_comes, tuned, *_ = medians.values()
-        print(
-            f"{arguments.files:,} files, {rows:,} rows{'s':>24}{'rows/s':>11}{'as it comes /':>15}{'our session /':>15}"
+def small_files(ground: Ground) -> Iterator[Scenario]:
+    """JSON files of a hundred rows: in batches of the default size and, `Feed(max_files=…)`, as one."""
+    files, rows = ground.sizes.files, ground.sizes.files * ground.sizes.rows_of_file
+    made = _make_json_files(ground.settings.home / "made", files, ground.sizes.rows_of_file)
+    bench = ground.workbench("lake")
+    plain, tuned = "Spark's stream, as it comes", "Spark's stream, our session's settings"
+    batches = f"load, {FEED.max_files:,} files a batch"
+    sides = [
+        Side(plain, _stream(ground, made, rows, _OURS), rows),
+        Side(batches, _load(bench, SENSOR_DATA, made, rows), rows),
+    ]
+    what = f"{files:,} JSON files of {ground.sizes.rows_of_file} rows"
+    comparisons = [Comparison(what, batches, plain, 0.2)]
+    if not ground.sizes.reduced:
+        whole = dataclasses.replace(SENSOR_DATA, files=dataclasses.replace(FEED, max_files=max(files, FEED.max_files)))
+        one = "load, one batch"
+        sides += [
+            Side(tuned, _stream(ground, made, rows), rows),
+            Side(one, _load(bench, whole, made, rows), rows),
+        ]
+        comparisons += [
+            Comparison(what, batches, tuned, 0.2),
+            Comparison(f"{what}, one batch", one, plain, 0.2),
+            Comparison(f"{what}, one batch", one, tuned, 0.2),
+        ]
+    yield Scenario(sides, comparisons)
+    shutil.rmtree(made)
+    ground.forget()
+    if not ground.sizes.reduced:
+        yield from _ticks(ground)
+
+
+def sensor_day(ground: Ground) -> Iterator[Scenario]:
+    """A day of sensor data as CSV in files of five minutes each, as one load. Run once: it is long."""
+    size = ground.sizes.sensor_gigabytes
+    free = shutil.disk_usage(ground.settings.home).free / 1e9
+    assert free > 4 * size, f"{size:g} GB of files need {4 * size:.0f} GB of disk, and {free:.0f} GB are free"
+    made = ground.settings.home / "made"
+    rows = _make_csv_day(made, round(size * 1e9))
+    bench = ground.workbench("lake")
+    seconds = 0.0
+
+    def run() -> float:
+        nonlocal seconds
+        seconds = _load(bench, SENSOR_DATA, made, rows)()
+        return seconds
+
+    def note() -> str:
+        table = DeltaTable(str(bench.settings.lake / SENSOR_DATA.schema / SENSOR_DATA.name))
+        sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
+        return (
+            f"{rows / seconds:,.0f} rows/s; {len(sizes)} files of {min(sizes) / 1e6:.0f} to {max(sizes) / 1e6:.0f} MB,"
+            f" median {statistics.median(sizes) / 1e6:.0f} MB; run once"
         )
-        for name, seconds in medians.items():
-            ratios = f"{as_it_comes / seconds:>15.2f}{tuned / seconds:>15.2f}"
-            print(f"{name:<38}{seconds:>9.2f}{rows / seconds:>11,.0f}{ratios}")
-        ticks = _ticks(dataclasses.replace(settings, home=settings.home / "listed"), arguments.runs)
-        print(f"a tick over {LISTED:,} loaded files: {statistics.median(ticks):.2f} s, none of them read")
-    finally:
-        shutil.rmtree(settings.home, ignore_errors=True)
 
-
-def bench_settings(settings: Settings) -> Settings:
-    """Settings of a home of its own below the given one, with that one's jars."""
-    home = settings.home / "bench" / "files"
-    jars = settings.home / "jars"
-    return dataclasses.replace(
-        settings,
-        home=home,
-        lake=home / "lake",
-        landing=str(home / "landing"),
-        archive=str(home / "archive"),
-        jars=settings.jars or (jars if jars.is_dir() else None),
+    yield Scenario(
+        [Side("load", run, rows)],
+        [Comparison(f"a day of sensor CSV, {size:g} GB in {_FILES_A_DAY} files", "load")],
+        rounds=1,
+        uncounted=0,
+        note=note,
     )
+    shutil.rmtree(made)
+    ground.forget()
 
 
-def make_json_files(folder: Path, files: int, rows: int) -> Path:
-    """Make that many files of faultless sensor data, as JSON lines, with a modified time an hour ago.
+def _load(bench: Workbench, table: BronzeTable, made: Path, rows: int) -> Callable[[], float]:
+    """A side: the load of the files into a fresh lake."""
+    assert table.feed is not None
+    arrived = Path(bench.settings.landing) / table.feed.path
 
-    Returns:
-        The folder.
+    def run() -> float:
+        fresh(bench)
+        # Links, for the load moves its files away: making them anew would take as long as loading them.
+        shutil.copytree(made, arrived, copy_function=os.link)
+        seconds, record = timed_load(bench, table)
+        assert (record.read, record.loaded) == (rows, rows), record
+        _check(bench.settings.lake / table.schema / table.name, table, rows)
+        return seconds
+
+    return run
+
+
+def _stream(ground: Ground, made: Path, rows: int, unset: Sequence[str] = ()) -> Callable[[], float]:
+    """A side: Spark's stream into a fresh Delta table.
+
+    Args:
+        unset: settings of the session that are to have their defaults meanwhile.
     """
+    session, target = ground.session, ground.settings.home / "streamed"
+    schema = T.StructType([T.StructField(c.name, c.type) for c in SENSOR_DATA.columns])
+
+    @contextmanager
+    def defaults() -> Iterator[None]:
+        own = {name: str(session.conf.get(name)) for name in unset}
+        for name in own:
+            session.conf.unset(name)
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                session.conf.set(name, value)
+
+    def run() -> float:
+        shutil.rmtree(target, ignore_errors=True)
+        with defaults():
+            began = time.perf_counter()
+            query = (
+                session.readStream.schema(schema)
+                .option("maxFilesPerTrigger", FEED.max_files)
+                .option("timestampFormat", FEED.timestamp_format)
+                .json(str(made))
+                .writeStream.format("delta")
+                .option("checkpointLocation", str(target / "checkpoint"))
+                .trigger(availableNow=True)
+                .start(str(target / "table"))
+            )
+            query.awaitTermination()
+            seconds = time.perf_counter() - began
+        _check(target / "table", SENSOR_DATA, rows)
+        shutil.rmtree(target)
+        return seconds
+
+    return run
+
+
+def _check(target: Path, table: BronzeTable, rows: int) -> None:
+    """Every row arrived, with a value in every column, as the log counts them: nobody may win by reading NULLs."""
+    files = pa.table(DeltaTable(str(target)).get_add_actions(flatten=True))
+    found = sum(files["num_records"].to_pylist())
+    nulls = {c.name: sum(files[f"null_count.{c.name}"].to_pylist()) for c in table.columns}
+    assert found == rows, f"{target} has {found:,} of {rows:,} rows"
+    assert not any(nulls.values()), nulls
+
+
+def _make_json_files(folder: Path, files: int, rows: int) -> Path:
+    """Make that many files of faultless sensor data, as JSON lines, with a modified time an hour ago."""
     folder.mkdir(parents=True)
     now = dt.datetime.now(dt.UTC).replace(microsecond=0) - _AGE
     for file in range(files):
@@ -134,113 +200,81 @@ def make_json_files(folder: Path, files: int, rows: int) -> Path:
     return folder
 
 
-def _ticks(settings: Settings, runs: int) -> list[float]:
-    """Seconds of each look of the sensor at that many files which have all been loaded."""
-    settings = dataclasses.replace(
-        settings,
-        lake=settings.home / "lake",
-        landing=str(settings.home / "landing"),
-        archive=str(settings.home / "archive"),
-    )
+def _make_csv_day(folder: Path, size: int) -> int:
+    """Make the files of yesterday, about that many bytes together; returns their rows.
+
+    Every sensor measures once a second.
+    """
+    folder.mkdir(parents=True)
+    day = dt.datetime.combine(dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1), dt.time(), dt.UTC)
+    row = len("S-000000,2026-01-01 00:00:00,20.55,45.5,1000.5\n")
+    sensors = max(1, round(size / row / _FILES_A_DAY / _SECONDS_A_FILE))
+    count = sensors * _SECONDS_A_FILE
+    numbers = pa.array(range(count), pa.int64())
+    second = pc.divide(numbers, sensors)
+    names = pa.array([f"S-{n:06}" for n in range(sensors)])
+    ids = names.take(pc.subtract(numbers, pc.multiply(second, sensors)))
+    for file in range(_FILES_A_DAY):
+        begin = day + dt.timedelta(seconds=file * _SECONDS_A_FILE)
+        moments = [begin + dt.timedelta(seconds=n) for n in range(_SECONDS_A_FILE)]
+        made = pa.table(
+            {
+                "sensor_id": ids,
+                "timestamp": pa.array([f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments]).take(second),
+                "temperature": _measured(numbers, file, 7919, 1200, 1800, 100),
+                "humidity": _measured(numbers, file, 104_729, 500, 300, 10),
+                "pressure": _measured(numbers, file, 1299, 350, 9900, 10),
+            }
+        )
+        path = folder / f"sensors-{file:06}.csv"
+        csv.write_csv(made, path, csv.WriteOptions(quoting_style="none"))
+        os.utime(path, (day.timestamp() + (file + 1) * _SECONDS_A_FILE,) * 2)
+    return count * _FILES_A_DAY
+
+
+def _measured(numbers: pa.Array, file: int, factor: int, spread: int, least: int, unit: int) -> pa.Array:
+    """`least` to `least + spread` units, scattered."""
+    mixed = pc.multiply(pc.add(numbers, file), factor)
+    rest = pc.subtract(mixed, pc.multiply(pc.divide(mixed, spread), spread))
+    return pc.divide(pc.cast(pc.add(rest, least), pa.float64()), float(unit))
+
+
+def _ticks(ground: Ground) -> Iterator[Scenario]:
+    """What a sensor's tick costs over a folder of files that have all been loaded; it may read none of them."""
+    bench = ground.workbench("lake")
+    settings, count = bench.settings, ground.sizes.listed
     table = dataclasses.replace(SENSOR_DATA, files=dataclasses.replace(FEED, loaded=Loaded.LEAVE))
-    zone = LandingZone(settings.landing, settings.archive)
     now = dt.datetime.now(dt.UTC)
-    _make_listing(Path(settings.landing) / FEED.path, now)
+    fresh(bench)
+    _make_listing(Path(settings.landing) / FEED.path, now, count)
     states = [
         FileState(file.path, FileEvent.LOADED, file.size, file.modified, f"{now:%F}", content_hash="0" * 64, rows=1)
-        for file in zone.files(FEED)
+        for file in bench.zone.files(FEED)
     ]
-    Ledger(Lakehouse(settings.lake), table, lambda: now, "bench").record(states, FileEvent.LOADED)
+    Ledger(bench.lake, table, lambda: now, "bench").record(states, FileEvent.LOADED)
     (job,) = file_jobs([table], settings)
-    took = []
-    unread = mock.patch.object(LandingZone, "open", side_effect=AssertionError("a tick reads no file"))
-    with dg.DagsterInstance.ephemeral() as instance, unread:
-        for _ in range(runs + 1):
+    unread = mock.patch.object(type(bench.zone), "open", side_effect=AssertionError("a tick reads no file"))
+
+    def look() -> float:
+        with dg.DagsterInstance.ephemeral() as instance, unread:
             began = time.perf_counter()
             result = tick(job, settings, instance, None, dt.datetime.now(dt.UTC))
-            took.append(time.perf_counter() - began)
-            assert not result.run_requests, "all of them have been loaded"
-    return took[1:]
+            seconds = time.perf_counter() - began
+        assert not result.run_requests, "all of them have been loaded"
+        return seconds
+
+    yield Scenario([Side("tick", look, count)], [Comparison(f"a sensor's tick over {count:,} loaded files", "tick")])
+    fresh(bench)
 
 
-def _make_listing(folder: Path, now: dt.datetime) -> None:
+def _make_listing(folder: Path, now: dt.datetime, count: int) -> None:
     """Fill a folder with tiny files, one row each, with a modified time an hour ago."""
     folder.mkdir(parents=True)
     row = '{"sensor_id": "S-%06d", "timestamp": "' + f"{now - _AGE:%Y-%m-%d %H:%M:%S}" + '", "temperature": 20.5}\n'
-    for file in range(LISTED):
+    for file in range(count):
         _write_old(folder / f"listed-{file:06}.json", row % file, now - _AGE)
 
 
 def _write_old(path: Path, text: str, modified: dt.datetime) -> None:
     path.write_text(text, encoding="utf-8")
     os.utime(path, (modified.timestamp(), modified.timestamp()))
-
-
-def _stream(
-    session: SparkSession, settings: Settings, table: BronzeTable, made: Path, unset: Sequence[str] = ()
-) -> float:
-    """Seconds of Spark's stream.
-
-    Args:
-        unset: settings of the session that are to have their defaults meanwhile.
-    """
-    own = {name: str(session.conf.get(name)) for name in unset}
-    for name in own:
-        session.conf.unset(name)
-    try:
-        return _streamed(session, settings, table, made)
-    finally:
-        for name, value in own.items():
-            session.conf.set(name, value)
-
-
-def _streamed(session: SparkSession, settings: Settings, table: BronzeTable, made: Path) -> float:
-    assert table.feed is not None
-    target, checkpoint = settings.home / "streamed", settings.home / "checkpoint"
-    for folder in (target, checkpoint):
-        shutil.rmtree(folder, ignore_errors=True)
-    schema = T.StructType([T.StructField(c.name, c.type) for c in table.columns])
-    began = time.perf_counter()
-    query = (
-        session.readStream.schema(schema)
-        .option("maxFilesPerTrigger", table.feed.max_files)
-        .option("timestampFormat", table.feed.timestamp_format)
-        .json(str(made))
-        .writeStream.format("delta")
-        .option("checkpointLocation", str(checkpoint))
-        .trigger(availableNow=True)
-        .start(str(target))
-    )
-    query.awaitTermination()
-    seconds = time.perf_counter() - began
-    _check(session, target, table, made)
-    return seconds
-
-
-def _load(bench: Workbench, table: BronzeTable, made: Path) -> float:
-    settings = bench.settings
-    assert table.feed is not None
-    for folder in (settings.lake, Path(settings.landing), Path(settings.archive)):
-        shutil.rmtree(folder, ignore_errors=True)
-    arrived = Path(settings.landing) / table.feed.path
-    # Links, for the load moves its files away: making them anew would take as long as loading them.
-    shutil.copytree(made, arrived, copy_function=os.link)
-    bench.close()
-    began = time.perf_counter()
-    load(table, current_partition(table.cadence, bench.clock()), bench, Run("bench", "manual"))
-    seconds = time.perf_counter() - began
-    _check(bench.session, settings.lake / table.schema / table.name, table, made)
-    return seconds
-
-
-def _check(session: SparkSession, target: Path, table: BronzeTable, made: Path) -> None:
-    """Every row arrived, with a value in every column: neither side may win by reading NULLs."""
-    frame = session.read.format("delta").load(str(target))
-    found = frame.dropna(subset=[c.name for c in table.columns]).count()
-    with next(made.iterdir()).open() as file:
-        expected = sum(1 for _ in made.iterdir()) * sum(1 for _ in file)
-    assert found == expected, f"{target.name} has {found:,} of {expected:,} rows"
-
-
-if __name__ == "__main__":
-    main()

@@ -6,29 +6,34 @@ to the end of the run, when the partition is materialised and each check has its
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime as dt
 import json
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bronze_assets.settings import Settings
+from benchmarks.ground import CHECKOUT, Ground
+from benchmarks.measure import Comparison, Scenario, Side
 from bronze_assets.table import Cadence
 from bronze_assets.workbench import current_partition
 
+_CLICKS = 10
+_STARTS = 3
+_UNCHANGED = 5
+_SETTLE_SECONDS = 60.0
+
 LAUNCH = """mutation ($parameters: ExecutionParams!) { launchPipelineExecution(executionParams: $parameters) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }"""
-RUN = """query ($id: ID!) { runOrError(runId: $id) { ... on Run { status creationTime startTime endTime
-  stepStats { startTime endTime } } } }"""
+RUN = """query ($id: ID!) { runOrError(runId: $id) { ... on Run { status endTime } } }"""
 
 
 class Client:
@@ -49,8 +54,8 @@ class Client:
             return bool(self.ask("{ assetNodes { id } }")["assetNodes"])
         return False
 
-    def run(self, job: str, partition: str, assets: list[list[str]] | None = None) -> dict[str, Any]:
-        """Launch one, wait until it has ended; its times and `click`, seconds from launch to end."""
+    def run(self, job: str, partition: str, assets: list[list[str]] | None = None) -> float:
+        """Launch one and wait until it has ended well; the seconds from launch to end."""
         location = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }")
         name = location["repositoriesOrError"]["nodes"][0]["location"]["name"]
         began = time.time()
@@ -76,60 +81,95 @@ class Client:
                 break
             time.sleep(0.05)
         assert run["status"] == "SUCCESS", run
-        return run | {"click": run["endTime"] - began, "began": began}
+        return float(run["endTime"]) - began
+
+
+@dataclass(frozen=True)
+class Ui:
+    """A UI that runs.
+
+    Attributes:
+        seconds: from its start until assets could be launched.
+    """
+
+    client: Client
+    pid: int
+    seconds: float
+
+
+def warm(ground: Ground) -> Iterator[Scenario]:
+    """The start of the UI; then one small table, and the demo's ten unchanged ones, daily and hourly."""
+    home = ground.settings.home / "warm"
+    home.mkdir(parents=True, exist_ok=True)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("BRONZE_")}
+    environ |= {"BRONZE_HOME": str(home), "BRONZE_JARS": str(ground.settings.jars)}
+    demo = [sys.executable, "-m", "bronze_assets.demo"]
+    try:
+        with (home / "demo.log").open("w") as out:
+            subprocess.run([*demo, "demo"], check=True, stdout=out, stderr=subprocess.STDOUT, env=environ, cwd=CHECKOUT)
+
+        def start() -> float:
+            with _running_ui(environ, home / "ui.log") as ui:
+                return ui.seconds
+
+        yield Scenario(
+            [Side("start", start, 0)],
+            [Comparison("`make ui`, until it is usable", "start", goal=15)],
+            rounds=_STARTS,
+            uncounted=0,
+        )
+        with _running_ui(environ, home / "ui.log") as ui:
+            # Its sensors bring in what the demo has left.
+            time.sleep(_SETTLE_SECONDS)
+            day, hour = (current_partition(of, dt.datetime.now(dt.UTC)) for of in (Cadence.DAILY, Cadence.HOURLY))
+            one = [["inventory_bronze", "bz_warehouses"]]
+
+            def click() -> float:
+                return ui.client.run("__ASSET_JOB", day, one)
+
+            def ten() -> float:
+                return ui.client.run("initial_load", day) + ui.client.run("initial_load_hourly", hour)
+
+            yield Scenario(
+                [Side("click", click, 0, lambda: ui.pid)],
+                [Comparison("one small table, from click to materialised", "click", goal=5)],
+                rounds=_CLICKS,
+            )
+            yield Scenario(
+                [Side("click", ten, 0, lambda: ui.pid)],
+                [Comparison("the demo's ten tables, unchanged", "click", goal=15)],
+                rounds=_UNCHANGED,
+            )
+    finally:
+        subprocess.run([*demo, "clean"], check=True, stdout=subprocess.DEVNULL, env=environ, cwd=CHECKOUT)
 
 
 @contextlib.contextmanager
-def running_ui(settings: Settings) -> Iterator[tuple[Client, float]]:
-    """`make ui`, and how many seconds it took until it was usable."""
-    log = settings.home / "warm-ui.log"
+def _running_ui(environ: Mapping[str, str], log: Path) -> Iterator[Ui]:
+    """`make ui`."""
     began = time.monotonic()
     with log.open("w") as out:
-        ui = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-u", "-m", "bronze_assets.demo", "ui"],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=os.environ,
+            env=environ,
+            cwd=CHECKOUT,
             # In a background job SIGINT is ignored, and a child inherits that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
-            while not (found := re.search(r"http://[\d.:]+", log.read_text())):
-                time.sleep(0.1)
-            client = Client(found[0])
-            while not client.usable():
-                assert time.monotonic() - began < 120, log.read_text()[-2000:]
-                time.sleep(0.1)
-            yield client, time.monotonic() - began
+
+            def wait_for(told: Callable[[], Any]) -> Any:
+                while not (answer := told()):
+                    assert time.monotonic() - began < 120, log.read_text()[-2000:]
+                    assert process.poll() is None, log.read_text()[-2000:]
+                    time.sleep(0.1)
+                return answer
+
+            client = Client(wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()))[0])
+            wait_for(client.usable)
+            yield Ui(client, process.pid, time.monotonic() - began)
         finally:
-            ui.send_signal(signal.SIGINT)
-            ui.wait(60)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.warm", description=__doc__)
-    parser.add_argument("--runs", type=int, default=10, help="runs of one small table (default: 10)")
-    parser.add_argument("--settle", type=float, default=60.0, help="seconds after the start that are left to itself")
-    arguments = parser.parse_args()
-    settings = Settings.from_environment()
-    if not (settings.home / "postgres").is_dir():
-        subprocess.run([sys.executable, "-m", "bronze_assets.demo", "demo"], check=True)
-    with running_ui(settings) as (client, seconds):
-        print(f"{os.cpu_count()} cores, {dt.date.today()}: usable after {seconds:.1f} s", flush=True)
-        time.sleep(arguments.settle)
-        day = current_partition(Cadence.DAILY, dt.datetime.now(dt.UTC))
-        hour = current_partition(Cadence.HOURLY, dt.datetime.now(dt.UTC))
-        one = [["inventory_bronze", "bz_warehouses"]]
-        runs = [client.run("__ASSET_JOB", day, one) for _ in range(arguments.runs)]
-        for run in runs:
-            parts = (run["startTime"] - run["began"], run["endTime"] - run["startTime"], run["click"])
-            print("launch to start {:.2f} s, start to end {:.2f} s, all {:.2f} s".format(*parts), flush=True)
-        print(f"one small table: median {statistics.median(run['click'] for run in runs):.2f} s")
-        for job, partition in (("initial_load", day), ("initial_load_hourly", hour)):
-            again = [client.run(job, partition)["click"] for _ in range(3)]
-            print(f"{job}: {' '.join(f'{s:.1f}' for s in again)} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
