@@ -328,12 +328,12 @@ def test_a_slack_webhook_is_known_as_one_and_doctor_tells_which_channel_is_not(h
     channels = {**settings.alerts.channels, "gone": f"file:{home / 'gone.url'}"}
     settings = dataclasses.replace(settings, alerts=settings.alerts.model_copy(update={"channels": channels}))
 
-    found = {finding.of: finding for finding in look_at_channels(settings)}
+    found = dict(zip(channels, look_at_channels(settings), strict=True))
 
-    assert found["alert channel team"].words.startswith("Slack")
-    assert found["alert channel team"].fix is None
-    assert "no address that apprise knows" in found["alert channel odd"].words
-    assert found["alert channel gone"].fix is not None
+    assert found["team"].words.startswith("team: Slack")
+    assert found["team"].fix is None
+    assert "no address that apprise knows" in found["odd"].words
+    assert found["gone"].fix is not None
     assert "very-secret" not in "".join(map(str, found.values()))
     assert not sender(settings)("odd", Message(Level.INFO, "x", (), NOON))
 

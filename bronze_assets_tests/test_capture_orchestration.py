@@ -193,7 +193,7 @@ class TestDefinitions:
         assert len(graph.get(KEY).child_keys) == 8
         jobs, _, sensors = self.parts(external)
         assert "capture_inventory_bronze" not in jobs
-        assert sensors == {"inventory_bronze_files_sensor", "manufacturing_bronze_files_sensor"}
+        assert sensors == {"inventory_bronze_files_sensor", "manufacturing_bronze_files_sensor", "alerts"}
 
     def test_without_a_capture_there_is_nothing_of_it(self, settings: Settings) -> None:
         off = replace(settings, capture=CaptureMode.OFF)
@@ -201,7 +201,7 @@ class TestDefinitions:
         jobs, schedules, sensors = self.parts(off)
         assert not jobs & {"capture_inventory_bronze", "load_inventory_bronze_files"}
         assert "load_streaming_tables_schedule" in schedules
-        assert sensors == {"manufacturing_bronze_files_sensor"}
+        assert sensors == {"manufacturing_bronze_files_sensor", "alerts"}
 
     def test_captured_tables_have_a_sensor_instead_of_a_schedule(self, settings: Settings) -> None:
         jobs, schedules, sensors = self.parts(settings)
@@ -212,6 +212,7 @@ class TestDefinitions:
             "capture_inventory_bronze_sensor",
             "inventory_bronze_files_sensor",
             "manufacturing_bronze_files_sensor",
+            "alerts",
         }
 
     @pytest.mark.parametrize("environment", list(Environment))

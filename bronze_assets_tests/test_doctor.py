@@ -56,6 +56,7 @@ def test_where_all_is_well_everything_is_told_and_nothing_left_behind(sound: Set
         "lake",
         "landing zone",
         "master key",
+        "alerts",
         "source",
         "capture",
     ]

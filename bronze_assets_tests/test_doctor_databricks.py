@@ -157,6 +157,7 @@ class TestWhereAllIsWell:
         assert [str(finding) for finding in found if finding.fix is not None] == []
         assert [finding.of for finding in found] == [
             "home",
+            "alerts",
             "settings",
             "extra databricks",
             "workspace",
@@ -225,7 +226,7 @@ class TestSigningIn:
         found = doctor.all()
         assert found[-1].words == f"the token for {workspace.url} has expired (PermissionDenied)."
         assert "make a new one" in str(found[-1].fix)
-        assert [finding.of for finding in found] == ["home", "settings", "extra databricks", "workspace"]
+        assert [finding.of for finding in found] == ["home", "alerts", "settings", "extra databricks", "workspace"]
 
     def test_a_token_of_another_workspace_is_told(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABRICKS_TOKEN", "dapi-hunter2-of-elsewhere")
@@ -278,7 +279,7 @@ class TestSigningIn:
                 patch.delitem(sys.modules, name)
             patch.setitem(sys.modules, "databricks", None)
             found = list(examine(settings, TABLES))
-        assert [finding.of for finding in found] == ["home", "settings", "extra databricks"]
+        assert [finding.of for finding in found] == ["home", "alerts", "settings", "extra databricks"]
         assert 'pip install "bronze-assets[databricks]"' in str(found[-1].fix)
 
 

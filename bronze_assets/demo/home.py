@@ -15,6 +15,9 @@ _PARTS = frozenset(
         "lake",
         "landing",
         "archive",
+        "copy",
+        "cold",
+        "drill",
         "staging",
         "keys",
         "postgres",
@@ -27,6 +30,8 @@ _PARTS = frozenset(
         "revealed",
         "reports",
         "ui.json",
+        "alerts.log",
+        "alerts.log.1",
     }
 )
 

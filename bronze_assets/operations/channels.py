@@ -23,6 +23,7 @@ _KINDS = {
     Level.CRITICAL: apprise.NotifyType.FAILURE,
 }
 _SECONDS = 10
+_LARGEST_LOG = 10 * 2**20
 
 
 def log_path(settings: Settings) -> Path:
@@ -55,12 +56,12 @@ def sender(settings: Settings) -> Callable[[str, Message], bool]:
 def look_at_channels(settings: Settings) -> Iterator[Finding]:
     """For `doctor`: whether each channel can be had. Sends nothing."""
     for name, place in settings.alerts.channels.items():
-        of = f"alert channel {name}"
+        of = "alerts"
         try:
             if place == LOG:
-                yield Finding(of, f"the file {log_path(settings)}.")
+                yield Finding(of, f"{name}: the file {log_path(settings)}.")
                 continue
-            yield Finding(of, f"{_service(settings, name).service_name}, whose address {place} holds.")
+            yield Finding(of, f"{name}: {_service(settings, name).service_name}, whose address {place} holds.")
         except SettingsError as error:
             yield Finding.of_error(of, error)
 
@@ -89,6 +90,8 @@ def _service(settings: Settings, name: str) -> apprise.NotifyBase:
 
 
 def _write(path: Path, message: Message) -> None:
+    if path.is_file() and path.stat().st_size > _LARGEST_LOG:
+        path.replace(path.with_name(f"{path.name}.1"))
     text = f"{message.at:%F %T} UTC  {message.level:<8}  {message.title}\n"
     text += "".join(f"    {line}\n" for line in message.lines)
     with path.open("a", encoding="utf-8") as file:

@@ -60,9 +60,9 @@ def without_values(work: Callable[[], T]) -> T:
     try:
         return work()
     except Exception as error:
-        message = safe_message(error)
+        message, kind = safe_message(error), type(error).__name__
     # Outside of the handler: Dagster keeps causes and contexts, and theirs may quote a value.
-    raise dg.Failure(description=message, allow_retries=False)
+    raise dg.Failure(description=message, metadata={"error": kind}, allow_retries=False)
 
 
 def retry_request(retry_number: int) -> dg.RetryRequested | None:
