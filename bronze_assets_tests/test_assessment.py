@@ -403,3 +403,18 @@ def test_what_was_measured_comes_back_from_json() -> None:
 
     assert Measured.from_dict(told) == one
     assert assess(one, None).findings == ()
+
+
+def test_the_page_shows_values_as_text_and_findings_before_what_is_well(tmp_path: Path) -> None:
+    bad = measured(10, table="bz_visits", top=(("<script>alert(1)</script>", 9),), top_is_all=True)
+    earlier = measured(100, at=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+    well = measured(10, table="bz_a")
+
+    page = assessment_report.write(tmp_path, SCHEMA, "2026-07", [assess(well, None), assess(bad, earlier)])
+    text = page.read_text(encoding="utf-8")
+
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert text.index("<h3>bz_visits</h3>") < text.index("<h3>bz_a</h3>")
+    assert "1 of 2 tables has findings." in text
+    assert "10 rows, 100 before (-90.0%)." in text

@@ -292,7 +292,6 @@ def test_a_killed_restore_is_finished_by_the_same_again(
     assert judged(settings, table).intact
 
 
-@IN_BOTH
 def test_no_table_shows_a_forgotten_person_again(spark: SparkSession, settings: Settings) -> None:
     table = people.people()
     people.drop(settings, "a.json", person(1), person(2), person(2, visits=-1), person(3, visits=-1))
