@@ -103,6 +103,15 @@ class Dagster:
             raise_on_error=raise_on_error,
         )
 
+    def alerted(self) -> str:
+        """What the alerts' sensor adds to the log of a home whose channel that is."""
+        path = self.settings.home / "alerts.log"
+        before = path.stat().st_size if path.exists() else 0
+        sensor = self.definitions.get_repository_def().get_sensor_def("alerts")
+        context = dg.build_sensor_context(self.instance, repository_def=self.definitions.get_repository_def())
+        assert isinstance(sensor(context), dg.SkipReason)
+        return path.read_text(encoding="utf-8")[before:] if path.exists() else ""
+
     def statuses(self, *days: str) -> list[str]:
         key, kept = asset_key(self.table), partitions(self.table.cadence, self.settings)
         found = self.instance.get_status_by_partition(key, list(days), kept) or {}
@@ -159,6 +168,7 @@ def test_damage_is_found_restored_and_proved_equal(
     before, version = everything(path), lake_reader.version(path)
     values = lake_reader.tuples(path, VALUES)
     assert dagster.check().passed
+    dagster.alerted()
     DeltaTable(str(path)).delete("thing_id in (2, 3, 7)")
     found = dagster.check()
     assert not found.passed
@@ -167,6 +177,9 @@ def test_damage_is_found_restored_and_proved_equal(
     assert (told["missing"], told["extra"]) == ({f"{YESTERDAY}/1": 2, f"{TODAY}/1": 1}, {})
     assert told["foreign_commits"] == [f"{version + 1} DELETE"]
     assert told["last_intact_version"] == version
+    (alert,) = [line for line in dagster.alerted().splitlines() if "check intact failed" in line]
+    assert "critical" in alert
+    assert f"{things().name}: check intact failed" in alert
     # A bad batch, of somebody else.
     answer = QueryBuilder().register("t", DeltaTable(str(path))).execute("select * from t limit 2")
     rows = arrow.table(answer.read_all())
@@ -180,6 +193,7 @@ def test_damage_is_found_restored_and_proved_equal(
     assert dagster.load()["loaded"] == 0
     assert everything(path) == before
     assert dagster.check().passed
+    assert "check intact failed (well again, after" in dagster.alerted()
     assert dagster.statuses(YESTERDAY, TODAY) == ["MATERIALIZED", "MATERIALIZED"]
     # Back to where the second file had not come.
     result = dagster.restore(version=first["delta_version"], in_place=True)

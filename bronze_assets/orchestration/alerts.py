@@ -15,9 +15,10 @@ from bronze_assets.errors import BronzeError, KeyMissing, KeyRefused, PrivacyRef
 from bronze_assets.lakehouse import open_lake
 from bronze_assets.operations.alerts import Alert, Book, Message, decide, deliver
 from bronze_assets.operations.channels import sender
+from bronze_assets.orchestration.assessment import CHECK as ASSESSMENT
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets.orchestration.kpis import report_key
-from bronze_assets.orchestration.runs import TABLE_TAG
+from bronze_assets.orchestration.runs import RESTORED, TABLE_TAG, TRIGGER_TAG
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable
@@ -66,7 +67,8 @@ def alerts_definitions(
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = clock()
         repository = context.repository_def
-        checks = sorted(repository.asset_graph.asset_check_keys) if repository is not None else []
+        declared = repository.asset_graph.asset_check_keys if repository is not None else set()
+        checks = sorted({*declared, *(dg.AssetCheckKey(asset_key(table), ASSESSMENT) for table in tables)})
         look = _Look(context.instance, settings, tables, now)
         store = context.instance.daemon_cursor_storage
         kept = store.get_cursor_values({BOOK}).get(BOOK)
@@ -236,6 +238,9 @@ class _Look:
         filters = dg.RunsFilter(statuses=statuses, updated_after=since)
         for record in self._instance.get_run_records(filters=filters, limit=_MOST_RUNS):
             run = record.dagster_run
+            if run.tags.get(TRIGGER_TAG) == RESTORED:
+                # It shows that a partition was undone, and nobody ran it.
+                continue
             link = f"{self._settings.alerts.ui_url}/runs/{run.run_id}"
             if run.status is dg.DagsterRunStatus.SUCCESS:
                 if run.job_name in _SECURITY_JOBS:

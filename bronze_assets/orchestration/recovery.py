@@ -20,7 +20,7 @@ from bronze_assets.operations.recovery import Restored
 from bronze_assets.orchestration.assets import asset_key, assets, partitions
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER, loader_resource
-from bronze_assets.orchestration.runs import TABLE_TAG, TRIGGER_TAG, without_values
+from bronze_assets.orchestration.runs import RESTORED, TABLE_TAG, TRIGGER_TAG, without_values
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Run, Workbench
@@ -177,7 +177,7 @@ def _fail(instance: dg.DagsterInstance, settings: Settings, table: BronzeTable, 
         # Nothing is to try it again: the next load of the partition does what is outstanding.
         "dagster/max_retries": "0",
         TABLE_TAG: table.name,
-        TRIGGER_TAG: "restore",
+        TRIGGER_TAG: RESTORED,
         RESTORE_TAG: str(version),
     }
     run = instance.create_run_for_job(job, tags=tags, asset_selection={key})

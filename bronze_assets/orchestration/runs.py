@@ -25,6 +25,9 @@ CADENCE_TAG = "bronze/cadence"
 PROCESS_TAG = "bronze/process"
 DATABRICKS_TAG = "bronze/databricks_run"
 
+RESTORED = "restore"
+"""Trigger of a run that only shows that a restore has undone a partition."""
+
 RETRY_POLICY = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """How a retryable error is tried again. Not given to Dagster as the assets' policy: it would also try again what
 somebody stopped, with Ctrl-C or in the UI."""
