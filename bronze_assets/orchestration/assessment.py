@@ -21,7 +21,8 @@ from bronze_assets.operations.assessment_facts import Measured
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.orchestration.schedules import job_schedule
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench
 
@@ -83,15 +84,7 @@ def assessment_definitions(settings: Settings, tables: Sequence[BronzeTable]) ->
     def assess_quality() -> None:
         report_quality(measure_quality())
 
-    local = settings.environment is Environment.LOCAL
-    monthly = dg.ScheduleDefinition(
-        name=f"{JOB}_schedule",
-        job=assess_quality,
-        cron_schedule="5 5 1 * *",
-        execution_timezone="UTC",
-        description="Assesses all tables on the first of each month.",
-        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
-    )
+    monthly = job_schedule(assess_quality, "5 5 1 * *", "Assesses all tables on the first of each month.", settings)
     return dg.Definitions(jobs=[assess_quality], schedules=[monthly])
 
 

@@ -22,7 +22,8 @@ from bronze_assets.operations.recovery import follow_copy
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
 from bronze_assets.orchestration.runs import trigger_of, without_values
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.orchestration.schedules import job_schedule
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Run, Workbench
 
@@ -238,22 +239,10 @@ def copies_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.
         asset_checks=[check(schema) for schema in groups],
         jobs=[copy_job, archive_job, restore_from_copy, restore_drill],
         schedules=[
-            _schedule(settings, copy_job, "20 1 * * *", "Copies the tables once a day."),
-            _schedule(settings, archive_job, "20 5 * * 6", "Archives the tables once a week."),
-            _schedule(settings, restore_drill, "20 6 1 * *", "Tries restores out once a month."),
+            job_schedule(copy_job, "20 1 * * *", "Copies the tables once a day.", settings),
+            job_schedule(archive_job, "20 5 * * 6", "Archives the tables once a week.", settings),
+            job_schedule(restore_drill, "20 6 1 * *", "Tries restores out once a month.", settings),
         ],
-    )
-
-
-def _schedule(settings: Settings, job: dg.JobDefinition, cron: str, description: str) -> dg.ScheduleDefinition:
-    local = settings.environment is Environment.LOCAL
-    return dg.ScheduleDefinition(
-        name=f"{job.name}_schedule",
-        job=job,
-        cron_schedule=cron,
-        execution_timezone="UTC",
-        description=description,
-        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
     )
 
 

@@ -15,8 +15,9 @@ from bronze_assets.lakehouse import open_lake
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
+from bronze_assets.orchestration.schedules import job_schedule
 from bronze_assets.privacy import erasure, removal
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench
 
@@ -86,15 +87,7 @@ def erasure_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg
     def remove_erased() -> None:
         remove_erased_files()
 
-    local = settings.environment is Environment.LOCAL
-    daily = dg.ScheduleDefinition(
-        name="remove_erased_schedule",
-        job=remove_erased,
-        cron_schedule="30 3 * * *",
-        execution_timezone="UTC",
-        description="Removes what has come of age once a day.",
-        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
-    )
+    daily = job_schedule(remove_erased, "30 3 * * *", "Removes what has come of age once a day.", settings)
     return dg.Definitions(jobs=[erase, remove_erased], schedules=[daily])
 
 

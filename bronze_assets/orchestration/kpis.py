@@ -19,9 +19,10 @@ from bronze_assets.operations.kpis import KINDS, KpiReport, State, judge, loaded
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets.orchestration.capture import changes_key
 from bronze_assets.orchestration.runs import without_values
+from bronze_assets.orchestration.schedules import job_schedule
 from bronze_assets.orchestration.slot_checks import LAG
 from bronze_assets.privacy.compliance import FOLDER
-from bronze_assets.settings import CaptureMode, Environment, Settings
+from bronze_assets.settings import CaptureMode, Settings
 from bronze_assets.table import BronzeTable
 
 JOB = "kpi_report"
@@ -50,15 +51,7 @@ def kpis_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> dg.De
         selection=dg.AssetSelection.assets(*map(report_key, schemas)),
         description="Writes the KPI page of each schema; a broken threshold fails no run, but a check.",
     )
-    local = settings.environment is Environment.LOCAL
-    schedule = dg.ScheduleDefinition(
-        name=f"{JOB}_schedule",
-        job=job,
-        cron_schedule="*/15 * * * *",
-        execution_timezone="UTC",
-        description="Writes the KPI pages anew.",
-        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
-    )
+    schedule = job_schedule(job, "*/15 * * * *", "Writes the KPI pages anew.", settings)
     assets = [_report_asset(schema, tables, schemas, settings) for schema in schemas]
     return dg.Definitions(assets=assets, jobs=[job], schedules=[schedule])
 

@@ -19,7 +19,8 @@ from bronze_assets.operations.maintenance import Outcome
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.orchestration.schedules import job_schedule
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench
 
@@ -174,24 +175,13 @@ def maintenance_definitions(settings: Settings, tables: Sequence[BronzeTable]) -
     def purge_dagster() -> None:
         purge_runs()
 
-    local = settings.environment is Environment.LOCAL
     crons = {
         optimize_tables: "15 2 * * 0",
         vacuum_tables: "15 4 * * 0",
         clean_control_tables: "50 3 * * *",
         purge_dagster: "15 5 * * 0",
     }
-    schedules = [
-        dg.ScheduleDefinition(
-            name=f"{job.name}_schedule",
-            job=job,
-            cron_schedule=cron,
-            execution_timezone="UTC",
-            description=job.description,
-            default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
-        )
-        for job, cron in crons.items()
-    ]
+    schedules = [job_schedule(job, cron, job.description or "", settings) for job, cron in crons.items()]
     return dg.Definitions(jobs=list(crons), schedules=schedules)
 
 

@@ -21,7 +21,8 @@ from bronze_assets.orchestration.assets import asset_key, assets, partitions
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER, loader_resource
 from bronze_assets.orchestration.runs import RESTORED, TABLE_TAG, TRIGGER_TAG, without_values
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.orchestration.schedules import job_schedule
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Run, Workbench
 
@@ -112,15 +113,7 @@ def recovery_definitions(settings: Settings, tables: Sequence[BronzeTable]) -> d
         description="Looks whether every table is what its loads made of it.",
         executor_def=dg.in_process_executor,
     )
-    local = settings.environment is Environment.LOCAL
-    hourly = dg.ScheduleDefinition(
-        name="check_tables_schedule",
-        job=check_tables,
-        cron_schedule="20 * * * *",
-        execution_timezone="UTC",
-        description="Looks for damage once an hour.",
-        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
-    )
+    hourly = job_schedule(check_tables, "20 * * * *", "Looks for damage once an hour.", settings)
     return dg.Definitions(
         jobs=[restore, check_tables], asset_checks=[check_bronze_tables], schedules=[hourly] if tables else []
     )

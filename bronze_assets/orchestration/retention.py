@@ -18,8 +18,9 @@ from bronze_assets.operations import retention
 from bronze_assets.orchestration.databricks import step_launcher
 from bronze_assets.orchestration.resources import LOGGER, STEP_LAUNCHER
 from bronze_assets.orchestration.runs import without_values
+from bronze_assets.orchestration.schedules import job_schedule
 from bronze_assets.privacy import holds
-from bronze_assets.settings import Environment, Settings
+from bronze_assets.settings import Settings
 from bronze_assets.table import BronzeTable
 from bronze_assets.workbench import Workbench
 
@@ -138,14 +139,12 @@ def retention_definitions(
     def legal_hold() -> None:
         keep_holds()
 
-    local = settings.environment is Environment.LOCAL
-    monthly = dg.ScheduleDefinition(
+    monthly = job_schedule(
+        apply_retention,
+        "0 4 1 * *",
+        "Says once a month what would be removed; a person removes it then.",
+        settings,
         name="retention_report_schedule",
-        job=apply_retention,
-        cron_schedule="0 4 1 * *",
-        execution_timezone="UTC",
-        description="Says once a month what would be removed; a person removes it then.",
-        default_status=dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED,
     )
     return dg.Definitions(jobs=[apply_retention, legal_hold], schedules=[monthly])
 

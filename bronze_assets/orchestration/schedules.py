@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -15,12 +16,43 @@ from bronze_assets.settings import Environment, Settings
 from bronze_assets.table import Cadence
 from bronze_assets.workbench import current_partition
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
 CRON: Mapping[Cadence, str] = {
     # Where their changes are not captured, streaming tables are compared with a snapshot often enough to stay fresh.
     Cadence.STREAMING: "*/15 * * * *",
     Cadence.HOURLY: "0 * * * *",
     Cadence.DAILY: "0 0 * * *",
 }
+
+
+def job_schedule(
+    job: dg.JobDefinition | UnresolvedAssetJobDefinition,
+    cron: str,
+    description: str,
+    settings: Settings,
+    *,
+    name: str | None = None,
+) -> dg.ScheduleDefinition:
+    """The schedule of a job that loads nothing, in UTC: running where the environment is local, stopped elsewhere.
+
+    Args:
+        name: `<job>_schedule` by default.
+    """
+    return dg.ScheduleDefinition(
+        name=name or f"{job.name}_schedule",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description=description,
+        default_status=_status(settings),
+    )
+
+
+def _status(settings: Settings) -> dg.DefaultScheduleStatus:
+    local = settings.environment is Environment.LOCAL
+    return dg.DefaultScheduleStatus.RUNNING if local else dg.DefaultScheduleStatus.STOPPED
 
 
 def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False) -> dg.ScheduleDefinition:
@@ -38,11 +70,7 @@ def schedule(job: LoadJob, settings: Settings, *, looks_for_files: bool = False)
         cron_schedule=cron,
         execution_timezone="UTC",
         description=f"Loads the partition in progress of the {job.cadence.value} tables.",
-        default_status=(
-            dg.DefaultScheduleStatus.RUNNING
-            if settings.environment is Environment.LOCAL
-            else dg.DefaultScheduleStatus.STOPPED
-        ),
+        default_status=_status(settings),
     )
     def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         now = dt.datetime.now(dt.UTC)
