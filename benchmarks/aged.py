@@ -20,10 +20,12 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from benchmarks.full_load import ORDERS
 from benchmarks.ground import Ground, fresh, loads_anew, timed_load
 from benchmarks.measure import Comparison, Scenario, Side
+from bronze_assets.audit import AUDIT_LOG
+from bronze_assets.batches import BATCHES
 from bronze_assets.workbench import Workbench
 
 TABLE = dataclasses.replace(ORDERS, source="tests.Aged")
-_CONTROL = ("bz_batches", "bz_load_audit")
+_CONTROL = (BATCHES, AUDIT_LOG)
 # As Spark does when it commits.
 _CHECKPOINT_EVERY = 10
 
