@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{family} could not be measured.", file=sys.stderr)
     if asked.record:
         record(RECORDED, figures)
+    elif asked.quick and not RECORDED.is_file():
+        print("No ratios are recorded. Fix: `python -m benchmarks --quick --record`.", file=sys.stderr)
+        return 1
     elif asked.quick:
         return int(judged(figures, RECORDED, families) or bool(failed))
     return int(bool(failed))

@@ -20,10 +20,14 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from benchmarks.full_load import ORDERS
 from benchmarks.ground import Ground, fresh, loads_anew, timed_load
 from benchmarks.measure import Comparison, Scenario, Side
+from bronze_assets.audit import AUDIT_LOG
+from bronze_assets.batches import BATCHES
 from bronze_assets.workbench import Workbench
 
 TABLE = dataclasses.replace(ORDERS, source="tests.Aged")
-_CONTROL = ("bz_batches", "bz_load_audit")
+_CONTROL = (BATCHES, AUDIT_LOG)
+# As Spark does when it commits.
+_CHECKPOINT_EVERY = 10
 
 
 def aged(ground: Ground) -> Iterator[Scenario]:
@@ -88,6 +92,8 @@ def _age(ground: Ground, bench: Workbench, commits: int) -> None:
             mode="append",
             commit_properties=CommitProperties(custom_metadata={"userMetadata": batch_id}),
         )
+        if number % _CHECKPOINT_EVERY == 0:
+            DeltaTable(str(_place(bench, TABLE.name))).create_checkpoint()
         for name, of_first in first.items():
             told = _with(_older(of_first, age), batch_id=batch_id, partition_key=str(day))
             bench.lake.append_rows(TABLE.schema, name, told.schema, told.to_pylist())

@@ -29,15 +29,17 @@ class Side:
 
     Attributes:
         name: unique in its scenario.
-        run: does it once and returns the seconds of what counts; raises if the result is not what it should be.
+        run: does it once and returns the seconds of what counts.
         rows: that one run is about.
         process: whose memory counts, with that of its children; None for this process and its JVM.
+        check: raises if the result is not what it should be; called when the memory has been read.
     """
 
     name: str
     run: Callable[[], float]
     rows: int
     process: Callable[[], int] | None = None
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def measure(family: str, scenario: Scenario, runs: int, say: Callable[[str], Non
         for side in (*scenario.sides[first:], *scenario.sides[:first]):
             with peak_memory(side.process() if side.process else None) as peak:
                 seconds = side.run()
+            side.check()
             say(f"{family}: {side.name} {seconds:.2f} s, {peak():,} MB{'' if counted else ', not counted'}")
             if counted:
                 times[side.name].append(seconds)
