@@ -1,4 +1,4 @@
-"""docs/runbook.md has a section for whatever leads there, and names commands and jobs that exist."""
+"""docs/runbook.md has a section for whatever leads there, and links that lead somewhere."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from bronze_assets.page import document, moment, table, words
 
 _STYLE = """
 article h3 { font-size: 1.1rem; } article h4 { margin: 1rem 0 .3rem; font-size: .95rem; }
-details { margin-top: .5rem; } li { margin: .3rem 0; } td { min-width: 4rem; }
+details { margin-top: .5rem; } li { margin: .3rem 0; } td { min-width: 4rem; overflow-wrap: normal; }
 """
 
 
