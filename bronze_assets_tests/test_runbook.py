@@ -9,7 +9,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bronze_assets import audit, errors, quality, runbook
+from bronze_assets import __main__ as command_line
+from bronze_assets import audit, definitions, errors, quality, runbook
 from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import TABLES
 from bronze_assets.operations.kpis import KINDS
@@ -82,3 +83,23 @@ def test_each_result_of_a_load_leads_to_its_section() -> None:
     assert links["null_share"] == "docs/runbook.md#null_share"
     assert set(links) == {check.name for check in audit.checks(table)}
     assert mismatch.metadata["runbook"].value == "docs/runbook.md#schema"
+
+
+def test_its_commands_are_there() -> None:
+    """Every command line in it is one of the parser's, every target one of the Makefile's, every job Dagster's."""
+    text = PAGE.read_text(encoding="utf-8")
+    makefile = (PAGE.parents[1] / "Makefile").read_text(encoding="utf-8")
+    known = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"`make ([a-z-]+)", text))
+    assert targets
+    assert targets <= known
+    told = set(re.findall(r"python\s+-m\s+bronze_assets\s+([a-z-]+)", text))
+    assert {"restore", "quarantine", "hold"} <= told
+    for command in told:
+        with pytest.raises(SystemExit) as ended:
+            command_line.main([command, "--help"])
+        assert ended.value.code == 0, command
+    names = {job.name for job in definitions.defs.resolve_all_job_defs()}
+    jobs = set(re.findall(r"(?:Runs|Jobs) → `([a-z_]+)`", text))
+    assert jobs
+    assert jobs <= names
