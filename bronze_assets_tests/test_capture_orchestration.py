@@ -160,7 +160,13 @@ class TestDefinitions:
     @pytest.fixture
     def settings(self, tmp_path: Path) -> Settings:
         return Settings(
-            Environment.LOCAL, tmp_path, tmp_path / "lake", "file:nowhere", "landing", "archive", CaptureMode.BUILTIN
+            Environment.LOCAL,
+            tmp_path,
+            tmp_path / "lake",
+            "file:nowhere",
+            "landing",
+            "archive",
+            capture=CaptureMode.BUILTIN,
         )
 
     def parts(self, settings: Settings) -> tuple[set[str], set[str], set[str]]:

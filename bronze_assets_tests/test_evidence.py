@@ -252,7 +252,7 @@ def test_without_a_catalog_the_control_does_not_apply_and_does_not_count(tmp_pat
     assert control(settings).holds is None
     assert "BRONZE_CATALOG" in control(settings).sentence
     assert (found.score, found.failing) == (100, ())
-    assert found.lines() == ["Compliance: 100 %; 17 of 17 controls hold."]
+    assert found.lines() == ["Compliance: 100 %; 18 of 18 controls hold."]
     assert "What does not apply: 1" in found.to_html()
 
 

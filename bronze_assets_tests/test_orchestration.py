@@ -307,6 +307,8 @@ LOCAL_ONLY = {
     "spark_errors.py": {"py4j"},
     # Over Spark Connect it runs in a process of the server's, which knows no ledger.
     "sources/autoloader.py": {"foreachBatch"},
+    # Not where compute is serverless.
+    "operations/assessment_frames.py": {"persist", "unpersist"},
 }
 """Module → what it uses of Spark that Spark Connect does not serve, and so neither serverless compute nor a shared
 cluster. Only the two engines may, which start a JVM of their own, and what is yet to be done."""

@@ -381,6 +381,7 @@ def test_plain_dagster_dev_in_the_checkout_shows_the_state_of_make_ui(tmp_path: 
         nodes = {"/".join(node["assetKey"]["path"]): node for node in dagster.ask(NODES)["assetNodes"]}
         assert {name for name, node in nodes.items() if node["isExecutable"]} == {
             *(f"{table.schema}/{table.name}" for table in TABLES),
+            *(f"{table.schema}/kpi_report" for table in TABLES),
             "landing/inventory_bronze",
         }
         orders = nodes["inventory_bronze/bz_orders"]

@@ -36,7 +36,7 @@ from bronze_assets.settings import CaptureMode, Environment, Settings
 from bronze_assets.sources.landing import LandingZone
 from bronze_assets.sources.ledger import FileEvent, FileState, Ledger
 from bronze_assets.sources.scope import FULL
-from bronze_assets.table import BronzeTable, Loaded
+from bronze_assets.table import BronzeTable, Loaded, Retention
 
 NOON = dt.datetime(2026, 3, 10, 12, tzinfo=dt.UTC)
 TODAY, YESTERDAY = "2026-03-10", "2026-03-09"
@@ -255,7 +255,7 @@ class TestRequests:
         self, shop_floor: Feeds, loaded: Loaded, days: int, asks: bool
     ) -> None:
         assert SENSORS.files is not None
-        table = replace(SENSORS, files=replace(SENSORS.files, loaded=loaded))
+        table = replace(SENSORS, files=replace(SENSORS.files, loaded=loaded), retention=Retention())
         shop_floor.job = replace(shop_floor.job, tables=(table,))
         shop_floor.drop(f"{SENSOR_FILES}/a.csv")
         shop_floor.record(table, f"{SENSOR_FILES}/a.csv", FileEvent.LOADED)

@@ -23,8 +23,9 @@ from bronze_assets.workbench import Workbench
 
 RETENTION = "retention"
 """With what the mark of a commit begins that removes rows since their time is over."""
-# The last is of a table that has come back from a copy (`copies`).
-_OWN = re.compile(rf"(classified|{RETENTION})\b.*" + r'|\{"restored": ?true\}')
+_OWN = re.compile(rf"(classified|{RETENTION})\b.*")
+FROM_COPY = "COPY"
+"""Operation of the first commit of a table that has come back from a copy (`delta_log`)."""
 _ERASURE = re.compile(r"([0-9a-f-]{36}) [0-9a-f]{32}")
 _AGAIN = FileScope(0, again=True).kind
 _TRIES = 3
@@ -141,6 +142,8 @@ def _foreign(
     known = {batch.id for batch in log.batches}
     found, erasures = [], None
     for commit in commits:
+        if commit.operation == FROM_COPY and commit.version == 0:
+            continue
         if is_quiet(commit) or batch_of(commit) in known or _OWN.fullmatch(commit.mark):
             continue
         if lineage.restored(commit) is not None:

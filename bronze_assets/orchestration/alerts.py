@@ -18,6 +18,7 @@ from bronze_assets.operations.channels import sender
 from bronze_assets.orchestration.assessment import CHECK as ASSESSMENT
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets.orchestration.kpis import report_key
+from bronze_assets.orchestration.recovery import INTACT
 from bronze_assets.orchestration.runs import RESTORED, TABLE_TAG, TRIGGER_TAG
 from bronze_assets.settings import Environment, Settings
 from bronze_assets.storage import sql_literal
@@ -68,7 +69,9 @@ def alerts_definitions(
         now = clock()
         repository = context.repository_def
         declared = repository.asset_graph.asset_check_keys if repository is not None else set()
-        checks = sorted({*declared, *(dg.AssetCheckKey(asset_key(table), ASSESSMENT) for table in tables)})
+        # Of jobs, which no asset declares.
+        told = (dg.AssetCheckKey(asset_key(table), name) for table in tables for name in (INTACT, ASSESSMENT))
+        checks = sorted({*declared, *told})
         look = _Look(context.instance, settings, tables, now)
         store = context.instance.daemon_cursor_storage
         kept = store.get_cursor_values({BOOK}).get(BOOK)

@@ -18,6 +18,7 @@ from bronze_assets.operations.kpi_facts import PERIOD, Facts, Known, Load, facts
 from bronze_assets.operations.kpis import KINDS, KpiReport, State, judge, loaded_by_files, shown
 from bronze_assets.orchestration.assets import asset_key
 from bronze_assets.orchestration.capture import changes_key
+from bronze_assets.orchestration.recovery import INTACT
 from bronze_assets.orchestration.runs import without_values
 from bronze_assets.orchestration.schedules import job_schedule
 from bronze_assets.orchestration.slot_checks import LAG
@@ -186,7 +187,9 @@ def _facts(instance: dg.DagsterInstance, table: BronzeTable, settings: Settings,
 def _failed_checks(instance: dg.DagsterInstance, tables: Sequence[BronzeTable]) -> dict[str, dict[str, bool] | None]:
     """Table → failed checks → whether that is an error; None where none was evaluated."""
     keys = {
-        dg.AssetCheckKey(asset_key(table), check.name): table.name for table in tables for check in audit.checks(table)
+        dg.AssetCheckKey(asset_key(table), name): table.name
+        for table in tables
+        for name in (*(check.name for check in audit.checks(table)), INTACT)
     }
     found: dict[str, dict[str, bool] | None] = {table.name: None for table in tables}
     for key, summary in instance.event_log_storage.get_asset_check_summary_records(list(keys)).items():
