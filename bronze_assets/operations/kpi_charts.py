@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 
 import altair as alt
@@ -20,12 +21,14 @@ def chart(points: Sequence[tuple[str, float]], *, floor: float | None = None) ->
     """
     data = alt.InlineData(values=[{"at": at, "value": value} for at, value in points])
     least = min(value for _, value in points)
+    moments = sorted(dt.datetime.fromisoformat(at) for at, _ in points)
+    times = "%H:%M" if moments[-1] - moments[0] < dt.timedelta(days=2) else "%d %b"
     scale = alt.Scale(zero=True, nice=False) if floor is None else alt.Scale(domain=[min(floor, least), 100])
     line = (
         alt.Chart(data)
         .mark_line(color="var(--accent)", strokeWidth=2, point=alt.OverlayMarkDef(color="var(--accent)", size=18))
         .encode(
-            x=alt.X("at:T", title=None, axis=alt.Axis(tickCount=3, format="%d %b", labelOverlap=True)),
+            x=alt.X("at:T", title=None, axis=alt.Axis(tickCount=3, format=times, labelOverlap=True)),
             y=alt.Y("value:Q", title=None, scale=scale),
         )
     )
@@ -44,6 +47,6 @@ def chart(points: Sequence[tuple[str, float]], *, floor: float | None = None) ->
             tickColor="var(--grid)",
             tickCount=3,
         )
-        .configure_axisY(labelExpr="format(datum.value, '.3~s')")
+        .configure_axisY(labelExpr="format(datum.value, datum.value < 1000 ? '.3~g' : '.3~s')")
     )
     return str(vl_convert.vegalite_to_svg(spec.to_json()))
