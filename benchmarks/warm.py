@@ -105,11 +105,11 @@ def warm(ground: Ground) -> Iterator[Scenario]:
     environ |= {"BRONZE_HOME": str(home), "BRONZE_JARS": str(ground.settings.jars)}
     demo = [sys.executable, "-m", "bronze_assets.demo"]
     try:
-        with (home / "demo.log").open("w") as out:
+        with home.with_name("warm-demo.log").open("w") as out:
             subprocess.run([*demo, "demo"], check=True, stdout=out, stderr=subprocess.STDOUT, env=environ, cwd=CHECKOUT)
 
         def start() -> float:
-            with _running_ui(environ, home / "ui.log") as ui:
+            with _running_ui(environ, home.with_name("warm-ui.log")) as ui:
                 return ui.seconds
 
         yield Scenario(
@@ -118,7 +118,7 @@ def warm(ground: Ground) -> Iterator[Scenario]:
             rounds=_STARTS,
             uncounted=0,
         )
-        with _running_ui(environ, home / "ui.log") as ui:
+        with _running_ui(environ, home.with_name("warm-ui.log")) as ui:
             # Its sensors bring in what the demo has left.
             time.sleep(_SETTLE_SECONDS)
             day, hour = (current_partition(of, dt.datetime.now(dt.UTC)) for of in (Cadence.DAILY, Cadence.HOURLY))
