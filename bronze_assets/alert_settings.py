@@ -10,14 +10,11 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bronze_assets.databricks_settings import Fault, faulty, matching
+from bronze_assets.secret_places import SECRET_PLACE
 
 LOG: Final = "log"
 """The channel that is a file of the home, `<home>/alerts.log`."""
-_PLACE = re.compile(
-    r"log|file:/.+"
-    r"|azure-keyvault://[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]/[A-Za-z0-9-]{1,127}"
-    r"|databricks-secret://[A-Za-z0-9_.@-]{1,128}/[A-Za-z0-9_.@-]{1,128}"
-)
+_PLACE = re.compile(f"{LOG}|{SECRET_PLACE.pattern}")
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 
 

@@ -24,7 +24,8 @@ from bronze_assets.databricks_workspace import ADMINS, Kind, Refused, Workspace,
 from bronze_assets.doctor_unity_catalog import look_at_files, look_at_tables
 from bronze_assets.errors import SettingsError
 from bronze_assets.findings import Finding, Look, run_looks
-from bronze_assets.settings import SECRET_PLACE, Settings, place_fault
+from bronze_assets.secret_places import SECRET_PLACE
+from bronze_assets.settings import Settings, place_fault
 from bronze_assets.table import BronzeTable
 
 _WITHOUT_UNITY_CATALOG: Final = ("NONE", "LEGACY_TABLE_ACL", "LEGACY_PASSTHROUGH")

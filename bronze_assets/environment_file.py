@@ -20,9 +20,9 @@ from pydantic.fields import FieldInfo
 from bronze_assets.alert_settings import Alerts
 from bronze_assets.databricks_settings import Databricks, Fault, faulty, matching
 from bronze_assets.errors import SettingsError
+from bronze_assets.secret_places import SECRET_PLACE
 from bronze_assets.settings import (
     CATALOG_NAME,
-    SECRET_PLACE,
     WAREHOUSE_ID,
     CaptureMode,
     Discovery,

@@ -18,15 +18,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from bronze_assets.alert_settings import LOG, Alerts
 from bronze_assets.databricks_settings import Databricks, Launch, Prices
 from bronze_assets.errors import SettingsError
+from bronze_assets.secret_places import SECRET_PLACE
 
 _LEAST_MEGABYTES = 512
-
-# With the characters that Azure Key Vault and Databricks allow in the names of vaults, secrets, scopes and keys.
-SECRET_PLACE = re.compile(
-    r"file:(?P<path>/.+)"
-    r"|azure-keyvault://(?P<vault>[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9])/(?P<secret>[A-Za-z0-9-]{1,127})"
-    r"|databricks-secret://(?P<scope>[A-Za-z0-9_.@-]{1,128})/(?P<key>[A-Za-z0-9_.@-]{1,128})"
-)
 
 CATALOG_NAME = re.compile(r"[^\s./;`'\x00-\x1f\x7f]{1,255}")
 WAREHOUSE_ID = re.compile("[A-Za-z0-9-]{1,64}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bronze_assets.errors import SettingsError
-from bronze_assets.settings import SECRET_PLACE
+from bronze_assets.secret_places import SECRET_PLACE
 
 if TYPE_CHECKING:
     from azure.keyvault.secrets import SecretClient

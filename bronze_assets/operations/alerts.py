@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from bronze_assets import runbook
 from bronze_assets.alert_settings import Alerts, Level
 
 GROUPED: Final = 5
@@ -222,7 +223,7 @@ def _tell(book: Book, alert: Alert, why: str, now: dt.datetime, alerts: Alerts, 
     title = f"{alert.title} ({why})" if why else alert.title
     lines = list(alert.lines)
     if not well and alert.runbook:
-        lines.append(f"What to do: docs/runbook.md#{alert.runbook}")
+        lines.append(f"What to do: {runbook.link(alert.runbook)}")
     if alert.link:
         lines.append(alert.link)
     message = Message(Level.INFO if well else alert.level, title, tuple(lines), now)

@@ -342,9 +342,7 @@ def follow_copy(bench: Workbench, table: BronzeTable, copied_at: dt.datetime, ru
         gone = {batch.id for batch in undone}
         if table.feed is not None:
             ledger = Ledger(lake, table, bench.clock)
-            changes = ledger.without({batch.id for batch in log.batches if batch.done} - gone, gone)
-            for event in dict.fromkeys(state.event for state in changes):
-                ledger.record([state for state in changes if state.event is event], event)
+            _record_all(ledger, ledger.without({batch.id for batch in log.batches if batch.done} - gone, gone))
         for batch in undone:
             log.note(batch, "undone", run_id=run.id)
     return sorted(gone)
@@ -658,9 +656,7 @@ class _Restore:
             commit = lake.restore(table, plan.version, None if plan.by_log else self._emptied())
             written = 0 if plan.by_log else int(commit.metrics.get("numOutputBytes") or 0)
         if self._ledger is not None:
-            changes = self._file_changes()
-            for event in dict.fromkeys(state.event for state in changes):
-                self._ledger.record([state for state in changes if state.event is event], event)
+            _record_all(self._ledger, self._file_changes())
         for batch in self._undone:
             self._log.note(batch, "undone", run_id=run.id)
         for batch in self._redone:
@@ -711,6 +707,12 @@ class _Restore:
             found = rows.join(there.withColumn("__still", F.lit(True)), same, "left")
             rows = found.where(~line | F.coalesce(F.col("__still"), F.lit(False)))
         return rows.select(*QUARANTINE.names)
+
+
+def _record_all(ledger: Ledger, changes: Sequence[FileState]) -> None:
+    """Say of each file what its state says."""
+    for event in dict.fromkeys(state.event for state in changes):
+        ledger.record([state for state in changes if state.event is event], event)
 
 
 def _revived() -> SparkColumn:

@@ -72,7 +72,7 @@ def alerts_definitions(
         # Of jobs, which no asset declares.
         told = (dg.AssetCheckKey(asset_key(table), name) for table in tables for name in (INTACT, ASSESSMENT))
         checks = sorted({*declared, *told})
-        look = _Look(context.instance, settings, tables, now)
+        look = _Look(context.instance, settings, tables, checks)
         store = context.instance.daemon_cursor_storage
         kept = store.get_cursor_values({BOOK}).get(BOOK)
         book = Book.from_json(kept) if kept else Book(looked=now)
@@ -83,8 +83,8 @@ def alerts_definitions(
         since = (book.looked or now) - _OVERLAP
         # What happened before anybody was to be told is no news.
         first = kept is None
-        standing = list(look.standing(checks))
-        events = [] if first else list(look.events(checks, since))
+        standing = list(look.standing())
+        events = [] if first else list(look.events(since))
         decide(book, standing, events, now, settings.alerts)
         book.looked = now
         # Before anything is sent: what is sent twice after a crash is told twice, and nothing is lost.
@@ -120,22 +120,30 @@ def alerts_definitions(
 
 
 class _Look:
-    """What is wrong at one moment, as far as Dagster's instance and the lake's logs tell."""
+    """What is wrong at one moment, as far as Dagster's instance and the lake's logs tell.
+
+    Args:
+        checks: all that may have failed.
+    """
 
     def __init__(
-        self, instance: dg.DagsterInstance, settings: Settings, tables: Sequence[BronzeTable], now: dt.datetime
+        self,
+        instance: dg.DagsterInstance,
+        settings: Settings,
+        tables: Sequence[BronzeTable],
+        checks: Sequence[dg.AssetCheckKey],
     ) -> None:
         self._instance = instance
         self._settings = settings
         self._tables = {asset_key(table): table for table in tables}
         self._reports = {report_key(table.schema) for table in tables}
-        self._now = now
+        self._failed = list(self._failed_checks(checks))
 
-    def standing(self, checks: Sequence[dg.AssetCheckKey]) -> Iterator[Alert]:
+    def standing(self) -> Iterator[Alert]:
         """Failed checks, broken KPIs, tables that are not fresh."""
         told: set[tuple[str, str]] = set()
         kpis: list[Alert] = []
-        for key, evaluation, run_id in self._failed(checks):
+        for key, evaluation, run_id in self._failed:
             if key.asset_key in self._reports:
                 kpis += self._kpis(key, evaluation)
             elif key.name != _EVOLUTION:
@@ -147,16 +155,16 @@ class _Look:
         # A KPI that a table's own check or policy tells is not told again.
         yield from (alert for alert in kpis if tuple(alert.key.split("/")[2:]) not in told)
 
-    def events(self, checks: Sequence[dg.AssetCheckKey], since: dt.datetime) -> Iterator[Alert]:
+    def events(self, since: dt.datetime) -> Iterator[Alert]:
         """Failed runs, new columns, erasures, reveals and refusals since that moment."""
-        for key, evaluation, run_id in self._failed(checks):
+        for key, evaluation, run_id in self._failed:
             if key.name == _EVOLUTION and key.asset_key not in self._reports:
                 yield self._check(key, evaluation, run_id, event=True)
         yield from self._runs(since)
         if not self._settings.in_catalog:
             yield from self._security(since)
 
-    def _failed(
+    def _failed_checks(
         self, checks: Sequence[dg.AssetCheckKey]
     ) -> Iterator[tuple[dg.AssetCheckKey, dg.AssetCheckEvaluation, str]]:
         found = self._instance.event_log_storage.get_asset_check_summary_records(list(checks))

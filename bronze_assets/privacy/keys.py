@@ -27,7 +27,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bronze_assets.errors import KeyMissing, KeyRefused, SettingsError
-from bronze_assets.settings import SECRET_PLACE, Environment, Settings
+from bronze_assets.secret_places import SECRET_PLACE
+from bronze_assets.settings import Environment, Settings
 from bronze_assets.vaults import databricks_secret, key_vault, reason
 
 if TYPE_CHECKING:
