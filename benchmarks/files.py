@@ -242,7 +242,9 @@ def _ticks(ground: Ground) -> Iterator[Scenario]:
     """What a sensor's tick costs over a folder of files that have all been loaded; it may read none of them."""
     bench = ground.workbench("lake")
     settings, count = bench.settings, ground.sizes.listed
-    table = dataclasses.replace(SENSOR_DATA, files=dataclasses.replace(FEED, loaded=Loaded.LEAVE))
+    left = dataclasses.replace(FEED, loaded=Loaded.LEAVE)
+    kept = dataclasses.replace(SENSOR_DATA.retention, archive_days=None)
+    table = dataclasses.replace(SENSOR_DATA, files=left, retention=kept)
     now = dt.datetime.now(dt.UTC)
     fresh(bench)
     _make_listing(Path(settings.landing) / FEED.path, now, count)

@@ -50,6 +50,10 @@ BUSINESS_TIME_ZONE = "bronze.business_time_zone"
 # Where Databricks has other defaults, in versions or workspaces.
 _SAME_EVERYWHERE = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
 
+# Of what is one value in each load, or in no order, nobody is spared a page by Parquet's least and greatest value, and
+# each value would be compared with both. What readers skip files by is in Delta's log.
+_WITHOUT_STATISTICS = ("source_system", "record_status", "file_name", "record_hash", "source_position")
+
 _ATTEMPTS = 4
 _TIMEOUT_SECONDS = 60
 _SYSTEM_BUNDLES = (
@@ -552,6 +556,9 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.sql.maxConcurrentOutputFileWriters": "8",
         # A load needs some sixty pieces of generated code. With the default, a hundred, each would compile them anew.
         "spark.sql.codegen.cache.maxEntries": "10000",
+        # The JVM compiles no method that is longer. Of a table with that many rules, Spark then makes several.
+        "spark.sql.codegen.hugeMethodLimit": "8000",
+        **{f"spark.hadoop.parquet.column.statistics.enabled#{name}": "false" for name in _WITHOUT_STATISTICS},
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
     }

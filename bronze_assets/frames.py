@@ -10,7 +10,6 @@ import abc
 import datetime as dt
 import functools
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +35,10 @@ driver. Where more or longer ones are bad, the source is read once more for them
 OUTCOMES = {"loaded": 0, "quarantined": 1, "duplicates": 2, "unchanged": 3, "deleted": 4, "erased": 5}
 OUTCOME = "__outcome"
 READ = "__read"
-_CAPTURED = "__captured"
+_CAPTURED = "captured"
+_NOTED = "__noted"
+"""A hash of the key of a row that is shown in a sample. By it, the same rows give the same samples whatever order Spark
+reads them in."""
 _BAD_ROW = T.StructType([QUARANTINE[name] for name in ("row_key", "row_hash", "raw_row", "reasons")])
 _ORIGIN = ("file_name", "source_position", "operation", "rescued_data")
 _BAD_FILE_ROW = T.StructType([*_BAD_ROW.fields, *(QUARANTINE[name] for name in _ORIGIN)])
@@ -48,27 +50,27 @@ class _Sample:
 
     Attributes:
         counted: the count that is 0 where there is none.
-        text: SQL.
-        shown: SQL condition of the rows that have one.
+        text: is made of the rows that are shown, one by one, and so not compiled with the others' columns.
+        order: NULL for rows that are not shown.
         most: so many at most.
     """
 
     name: str
     counted: str
-    text: str
-    shown: str
+    text: SparkColumn
+    order: SparkColumn
     most: int
-
-    @property
-    def order(self) -> str:
-        """By a hash, so that the same rows give the same samples whatever order Spark reads them in."""
-        return f"case when {self.shown} then xxhash64({self.text}) end"
 
 
 def _samples_while_counting(session: SparkSession) -> bool:
     """Whether `min_by` gives several values, as it does since Spark 4.2: no other function keeps a bounded number."""
     major, minor = session.version.split(".")[:2]
     return (int(major), int(minor)) >= (4, 2)
+
+
+def _count_where(condition: SparkColumn) -> SparkColumn:
+    """Like `count_if`, for which Spark adds a column to the rows."""
+    return F.count(F.when(condition, F.lit(1)))
 
 
 def _number(counts: Mapping[str, object], name: str) -> int:
@@ -182,42 +184,47 @@ class Frames(abc.ABC):
             F.count(F.col(READ)).alias("read"),
             F.sum(F.when(read, F.col("data_quality_score"))).alias("score_sum"),
         ]
-        counts += [F.count_if(F.col(OUTCOME) == OUTCOMES[outcome]).alias(outcome) for outcome in possible]
-        rules = quality.rules(self._table)
-        warned = [F.col(quality.broken_column(rule.name)) for rule in rules if not rule.quarantines]
-        if warned:
-            any_warned = functools.reduce(operator.or_, warned) & ~F.col(quality.QUARANTINED)
-            counts.append(F.count_if(any_warned).alias("warned"))
-        broken = {rule.name: f"`{quality.broken_column(rule.name)}`" for rule in rules}
+        counts += [_count_where(F.col(OUTCOME) == OUTCOMES[outcome]).alias(outcome) for outcome in possible]
+        rules, breaks = quality.rules(self._table), quality.broken(self._table)
+        warning = [rule.name for rule in rules if not rule.quarantines]
+        if warning:
+            counts.append(_count_where(breaks.any_set(warning) & ~F.col(quality.QUARANTINED)).alias("warned"))
+        broken = {rule.name: breaks.is_set(rule.name) for rule in rules}
+        noted = breaks.any_set(broken)
         if "duplicates" in possible:
-            broken[quality.KEY_UNIQUE] = f"{OUTCOME} = {OUTCOMES['duplicates']}"
-        samples = [self._bad_rows(), *(self._examples(name, condition) for name, condition in broken.items())]
-        counts += [F.count_if(F.expr(condition)).alias(f"broken {name}") for name, condition in broken.items()]
+            broken[quality.KEY_UNIQUE] = F.col(OUTCOME) == OUTCOMES["duplicates"]
+            noted = noted | broken[quality.KEY_UNIQUE]
+        counts += [_count_where(condition).alias(f"broken {name}") for name, condition in broken.items()]
+        misses = quality.missing(self._table)
         for column in self._table.columns:
             if self._can_be_null(column.name):
-                null = quality.is_null(column.name, outcomes.columns)
-                counts.append(F.count_if(read & null).alias(f"null {column.name}"))
+                counts.append(_count_where(read & misses.is_set(column.name)).alias(f"null {column.name}"))
         counts += self._more_counts()
+        noted = F.when(noted & F.col(self._keys[0]).isNotNull(), F.xxhash64(*self._keys))
+        outcomes = outcomes.withColumn(_NOTED, noted)
+        samples = [self._bad_rows(outcomes), *(self._examples(name, one) for name, one in broken.items())]
         observation = Observation()
         if not _samples_while_counting(self._session):
             return outcomes.observe(observation, *counts), lambda: self._sampled(outcomes, samples, observation.get)
         counts += [
-            F.expr(f"min_by({sample.text}, {sample.order}, {sample.most})").alias(sample.name) for sample in samples
+            F.call_function("min_by", sample.text, sample.order, F.lit(sample.most)).alias(sample.name)
+            for sample in samples
         ]
-        return self._with_bad_rows(outcomes).observe(observation, *counts), lambda: observation.get
+        return outcomes.observe(observation, *counts), lambda: observation.get
 
-    def _bad_rows(self) -> _Sample:
-        short = f"octet_length({_CAPTURED}) <= {CAPTURED_BYTES}"
-        return _Sample(_CAPTURED, "quarantined", _CAPTURED, short, CAPTURED_ROWS)
+    def _bad_rows(self, outcomes: DataFrame) -> _Sample:
+        """The quarantined rows as JSON; NULL for one that is too long."""
+        fitting = F.transform(
+            F.array(F.to_json(self._bad_row(outcomes))),
+            lambda text: F.when(F.octet_length(text) <= CAPTURED_BYTES, text),
+        )
+        order = F.when(F.col(OUTCOME) == OUTCOMES["quarantined"], F.lit(0))
+        return _Sample(_CAPTURED, "quarantined", fitting[0], order, CAPTURED_ROWS)
 
-    def _with_bad_rows(self, outcomes: DataFrame) -> DataFrame:
-        bad = F.to_json(self._bad_row(outcomes))
-        return outcomes.withColumn(_CAPTURED, F.when(F.col(OUTCOME) == OUTCOMES["quarantined"], bad))
-
-    def _examples(self, name: str, condition: str) -> _Sample:
-        key = "concat_ws(', ', " + ", ".join(f"cast(`{k}` as string)" for k in self._keys) + ")"
-        shown = f"{condition} and `{self._keys[0]}` is not null"
-        return _Sample(f"examples {name}", f"broken {name}", key, shown, EXAMPLES)
+    def _examples(self, name: str, condition: SparkColumn) -> _Sample:
+        text = F.concat_ws(", ", *(F.col(key).cast("string") for key in self._keys))
+        order = F.when(F.col(_NOTED).isNotNull() & condition, F.col(_NOTED))
+        return _Sample(f"examples {name}", f"broken {name}", text, order, EXAMPLES)
 
     def _sampled(
         self, outcomes: DataFrame, samples: Sequence[_Sample], counts: Mapping[str, object]
@@ -228,10 +235,16 @@ class Frames(abc.ABC):
         wanted = [s for s in samples if 0 < _number(counts, s.counted) <= limits.get(s.name, math.inf)]
         if not wanted:
             return dict(counts)
-        texts = [(F.lit(number), F.expr(one.text), F.expr(one.order)) for number, one in enumerate(wanted)]
-        each = F.array(*(F.struct(n.alias("number"), text.alias("text"), o.alias("order")) for n, text, o in texts))
-        shown = F.explode(F.filter(each, lambda one: one["order"].isNotNull())).alias("one")
-        rows = self._with_bad_rows(outcomes).select(shown).select("one.*")
+        each = [
+            F.struct(
+                F.lit(number).alias("number"),
+                F.when(one.order.isNotNull(), one.text).alias("text"),
+                one.order.cast("long").alias("order"),
+            )
+            for number, one in enumerate(wanted)
+        ]
+        shown = F.explode(F.filter(F.array(*each), lambda one: one["order"].isNotNull())).alias("one")
+        rows = outcomes.select(shown).select("one.*")
         first = Window.partitionBy("number").orderBy("order")
         most = max(sample.most for sample in wanted)
         ranked = rows.withColumn("rank", F.row_number().over(first)).where(F.col("rank") <= most)
@@ -287,7 +300,7 @@ class Frames(abc.ABC):
             counts: of the pass that counted; the rows that it brought along are not read again.
         """
         captured = counts.get(_CAPTURED)
-        if isinstance(captured, list) and len(captured) == counts["quarantined"]:
+        if isinstance(captured, list) and len(captured) == counts["quarantined"] and None not in captured:
             texts = self._session.createDataFrame([(text,) for text in captured], "text string")
             shape = _BAD_ROW if self._file_name() is None else _BAD_FILE_ROW
             parsed = F.from_json("text", shape, {"mode": "FAILFAST"})

@@ -25,6 +25,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from bronze_assets.errors import PrivacyRefused
+from bronze_assets.flags import Flags
 from bronze_assets.table import TIMELY_CHECKS, BronzeTable, Column, Impact
 
 KEY = "key"
@@ -131,9 +132,14 @@ def raw_column(name: str) -> str:
     return f"{_RAW}{name}"
 
 
-def broken_column(rule_name: str) -> str:
-    """Name of the boolean column that says whether a row breaks the rule."""
-    return f"__broken_{rule_name}"
+def broken(table: BronzeTable) -> Flags:
+    """Which rules a judged row breaks, by the rules' names."""
+    return Flags("__broken_", [rule.name for rule in rules(table)])
+
+
+def missing(table: BronzeTable) -> Flags:
+    """In which columns the source of a judged row has NULL, by their names; an unparseable value is not."""
+    return Flags("__missing_", [column.name for column in table.columns])
 
 
 def judge(
@@ -145,7 +151,7 @@ def judge(
     now: datetime,
     sealed: Sealed | None = None,
 ) -> DataFrame:
-    """Add `broken_column(rule)` for each rule, `__quarantined`, `data_quality_score` and `record_hash`.
+    """Add the columns of `broken` and `missing`, `__quarantined`, `data_quality_score` and `record_hash`.
 
     Args:
         frame: a source frame (module docstring).
@@ -156,22 +162,27 @@ def judge(
     """
     raw = set(frame.columns)
     all_rules = rules(table)
-    broken = {rule.name: _broken(rule, raw, today, now) for rule in all_rules}
-    judged = frame.withColumns({broken_column(name): expression for name, expression in broken.items()})
-    quarantining = [F.col(broken_column(rule.name)) for rule in all_rules if rule.quarantines]
-    penalties = [F.col(broken_column(rule.name)).cast("int") * rule.impact.penalty for rule in all_rules]
-    nulls = [is_null(column.name, raw).cast("int") * NULL_PENALTY for column in table.columns]
-    score = F.lit(100) - functools.reduce(operator.add, [*penalties, *nulls])
+    breaks, misses = broken(table), missing(table)
+    judged = frame.withColumns(
+        breaks.columns({rule.name: _breaks(rule, raw, today, now) for rule in all_rules})
+        | misses.columns({column.name: _is_null(column.name, raw) for column in table.columns})
+    )
+    costs: dict[int, list[str]] = {}
+    for rule in all_rules:
+        costs.setdefault(rule.impact.penalty, []).append(rule.name)
+    penalties = [breaks.number_set(names) * penalty for penalty, names in costs.items()]
+    nulls = misses.number_set(column.name for column in table.columns) * NULL_PENALTY
+    score = F.lit(100) - functools.reduce(operator.add, [*penalties, nulls])
     return judged.withColumns(
         {
-            QUARANTINED: functools.reduce(operator.or_, quarantining),
+            QUARANTINED: breaks.any_set(rule.name for rule in all_rules if rule.quarantines),
             "data_quality_score": F.greatest(F.lit(0), score).cast("int"),
             "record_hash": record_hash(frame, table, extra, sealed),
         }
     )
 
 
-def is_null(name: str, columns: Iterable[str]) -> SparkColumn:
+def _is_null(name: str, columns: Iterable[str]) -> SparkColumn:
     """Whether the source's value is NULL; an unparseable value is not."""
     null = F.col(name).isNull()
     # A line that is no row has no values, which is not the same.
@@ -254,6 +265,7 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
             value.alias("found"),
         )
 
+    breaks = broken(table)
     for rule in rules(table):
         if not rule.quarantines:
             continue
@@ -266,9 +278,7 @@ def reasons(table: BronzeTable, columns: Sequence[str]) -> SparkColumn:
                 for name in raw_names
             ]
         else:
-            found += [
-                F.when(F.col(broken_column(rule.name)), reason(rule, c.name, rule.expected)) for c in rule.columns
-            ]
+            found += [F.when(breaks.is_set(rule.name), reason(rule, c.name, rule.expected)) for c in rule.columns]
     return F.filter(F.array(*found), lambda item: item.isNotNull())
 
 
@@ -317,7 +327,7 @@ def canonical_key(table: BronzeTable, key: str) -> str:
     return key
 
 
-def _broken(rule: Rule, columns: Iterable[str], today: date, now: datetime) -> SparkColumn:
+def _breaks(rule: Rule, columns: Iterable[str], today: date, now: datetime) -> SparkColumn:
     if rule.check == PARSED:
         raws = [F.col(name).isNotNull() for name in columns if name.startswith(_RAW)]
         return functools.reduce(operator.or_, raws, F.lit(False))

@@ -212,10 +212,10 @@ def compiled(
         quality.QUARANTINED,
         "data_quality_score",
         "record_hash",
-        *(quality.broken_column(name) for name in names),
+        *(quality.broken(table).is_set(name).alias(f"breaks {name}") for name in names),
     ).collect()
     return [
-        ({name for name in names if row[quality.broken_column(name)]}, row[1], row[2], row[3])
+        ({name for name in names if row[f"breaks {name}"]}, row[1], row[2], row[3])
         for row in sorted(found, key=lambda row: int(row[0]))
     ]
 

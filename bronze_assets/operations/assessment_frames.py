@@ -64,7 +64,8 @@ def counted(
     whole = frame.withColumns({column.name: F.lit(None).cast(column.type) for column in missing}) if missing else frame
     judged = quality.judge(whole, table, extra=(), today=today, now=now)
     asked = [F.count(F.lit(1)).alias("rows")]
-    asked += [F.count_if(F.col(quality.broken_column(rule.name))).alias(f"broken {rule.name}") for rule in rules]
+    breaks = quality.broken(table)
+    asked += [F.count_if(breaks.is_set(rule.name)).alias(f"broken {rule.name}") for rule in rules]
     asked += [answer.alias(f"{name} {c.name}") for c in columns for name, answer in _asked(c).items()]
     row: dict[str, Any] = judged.agg(*asked).collect()[0].asDict()
     counts = Counts(row["rows"], {rule.name: row[f"broken {rule.name}"] for rule in rules})
