@@ -21,7 +21,7 @@ from bronze_assets.batches import Batch, BatchLog
 from bronze_assets.errors import ConservationError
 from bronze_assets.frames import Frames
 from bronze_assets.privacy.protection import Protection
-from bronze_assets.table import BronzeTable
+from bronze_assets.table import LOAD_DATE, BronzeTable
 from bronze_assets.workbench import Options, Run, Workbench
 
 logger = logging.getLogger(__name__)
@@ -102,9 +102,14 @@ class Attempt:
         with engine.sized(self.bench.session, input_bytes):
             judged = frames.judged()
             counted, told = frames.counted(frames.outcomes(judged, versions))
+            # One moment for all batches: it is a constant in Spark's code, which would be compiled anew for each.
+            rows = frames.versions(counted, batch_id, position, self.started)
+            by = table.layout.partition_by
+            if versions is not None and by and by != LOAD_DATE and input_bytes > engine.SMALL_BYTES:
+                # The comparison has put them together by their keys.
+                rows = engine.gathered(rows, by)
             commit = lake.append(
-                # One moment for all batches: it is a constant in Spark's code, which would be compiled anew for each.
-                frames.versions(counted, batch_id, position, self.started),
+                rows,
                 table,
                 batch_id,
                 base=base,
@@ -113,11 +118,15 @@ class Attempt:
             )
             counts = told()
             record = frames.record(counts, self.partition, batch_id, started, self.bench.clock(), position)
+            due, written = record.loaded + record.deleted, commit.metrics.get("numOutputRows")
+            # What replaces others counts those that stay in the files that it writes anew.
+            if replace_where is None and written is not None and int(written) != due:
+                raise self._unequal(batch, f"counted {due} rows for the table, and wrote {written}")
             completed = complete(record)
             if completed is None:
                 return None
-            written = int(commit.metrics.get("numOutputBytes") or 0)
-            completed = replace(completed, delta_version=commit.version, bytes_written=written)
+            size = int(commit.metrics.get("numOutputBytes") or 0)
+            completed = replace(completed, delta_version=commit.version, bytes_written=size)
             record = self.measured(replace(completed, resumed=batch.attempt > 1))
             self.stage(batch, "main", record, record.loaded + record.deleted)
             if settle is not None:
@@ -143,12 +152,15 @@ class Attempt:
         lake.quarantine(bad, self.table, batch.id)
         held = lake.quarantined(self.table, batch.id)
         if held != record.quarantined:
-            raise ConservationError(
-                f"batch {batch.id} counted {record.quarantined} rows for the quarantine, which holds {held}.",
-                "report this as a defect; the next load reads the source anew.",
-                table=self.table.name,
-            )
+            raise self._unequal(batch, f"counted {record.quarantined} rows for the quarantine, which holds {held}")
         self.stage(batch, "quarantine", record, record.quarantined)
+
+    def _unequal(self, batch: Batch, what: str) -> ConservationError:
+        return ConservationError(
+            f"batch {batch.id} {what}.",
+            "report this as a defect; the next load reads the source anew.",
+            table=self.table.name,
+        )
 
     def finish(self, batch: Batch, record: LoadRecord) -> LoadRecord:
         """Audit row and end of a batch whose rows are all in the lake."""

@@ -34,7 +34,7 @@ from bronze_assets.errors import EngineError, SettingsError
 from bronze_assets.processes import kill_after
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
     from bronze_assets.settings import Settings
 
@@ -310,6 +310,17 @@ def sized(session: SparkSession, size: int) -> Iterator[None]:
                 session.conf.unset(name)
             else:
                 session.conf.set(name, old)
+
+
+def gathered(frame: DataFrame, column: str) -> DataFrame:
+    """The same rows, those with one value of the column in one task: each task writes a file for each value.
+
+    A cluster is left as it is. What it loses, it computes again, and an observation before this shuffle would count it
+    twice.
+    """
+    if not _ours:
+        return frame
+    return frame.repartition(int(str(frame.sparkSession.conf.get("spark.sql.shuffle.partitions"))), column)
 
 
 def start_session(

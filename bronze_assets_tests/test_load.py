@@ -25,10 +25,11 @@ import pandera.pyspark as pa
 import pyarrow.parquet as pq
 import pyspark.sql.types as T
 import pytest
+from deltalake import DeltaTable
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
-from bronze_assets import audit, frames, quality
+from bronze_assets import audit, engine, frames, quality
 from bronze_assets.audit import LoadRecord
 from bronze_assets.catalog import inventory
 from bronze_assets.catalog.inventory import TABLES
@@ -45,6 +46,7 @@ from bronze_assets.errors import (
     StaleBase,
     TableBusy,
 )
+from bronze_assets.frames import Frames
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.leases import lease
 from bronze_assets.load import current, load
@@ -663,6 +665,40 @@ def test_the_source_is_read_once_unless_very_much_of_it_is_bad(
     while lab.sql("select from pg_stat_activity where application_name = 'bronze_assets'"):
         time.sleep(0.1)
     assert lab.sql(rows)[0][0] - before == passes * (bad + 2)
+
+
+def test_rows_that_are_lost_between_counting_and_writing_are_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.make("warehouses", [(1, "Köln", 5), (2, "Łódź", 6), (3, "Kyiv", 7)])
+    whole = Frames.versions
+    with monkeypatch.context() as patched:
+        patched.setattr(Frames, "versions", lambda *args: whole(*args).where("warehouse_id <> 2"))
+        with pytest.raises(ConservationError, match=r"bz_warehouses: .* counted 3 rows for the table, and wrote 2\."):
+            lab.load(WAREHOUSES)
+
+    record = lab.load(WAREHOUSES)
+
+    assert (record.read, record.loaded) == (3, 3)
+    assert lab.current(WAREHOUSES, "warehouse_id") == [(1,), (2,), (3,)]
+
+
+def test_compared_rows_of_a_day_are_written_by_one_task(
+    lab: Lab, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with a table that is large: its comparison ends in several tasks, each with rows of every day.
+    monkeypatch.setattr(engine, "SMALL_BYTES", 0)
+    before = str(spark.conf.get("spark.sql.adaptive.coalescePartitions.enabled"))
+    spark.conf.set("spark.sql.adaptive.coalescePartitions.enabled", "false")
+    try:
+        lab.make("orders", [(n, 1, dt.date(2026, 3, 1 + n % 5), "NEW") for n in range(1, 41)])
+        lab.load(ORDERS)
+        lab.sql("update tests.orders set order_status = 'SHIPPED'")
+        record = lab.load(ORDERS)
+    finally:
+        spark.conf.set("spark.sql.adaptive.coalescePartitions.enabled", before)
+
+    assert record.loaded == 40
+    added = DeltaTable(str(lab.path("bz_orders"))).history(1)[0]["operationMetrics"]
+    assert (int(added["numFiles"]), int(added["numOutputRows"])) == (5, 40)
 
 
 def test_a_row_that_comes_back_as_it_was_is_a_new_version(lab: Lab) -> None:
@@ -1464,6 +1500,7 @@ import socket, sys, time
 from pathlib import Path
 from bronze_assets.leases import lease
 from bronze_assets.catalog.inventory import TABLES
+from bronze_assets.frames import Frames
 from bronze_assets.lakehouse import Lakehouse
 
 if sys.argv[2]:

@@ -108,7 +108,7 @@ def test_its_secret_is_for_its_owner_alone(engine: Engine) -> None:
     assert (folder.stat().st_mode & 0o777, (folder / "engine.json").stat().st_mode & 0o777) == (0o700, 0o600)
 
 
-def test_clients_work_at_once_each_with_settings_and_views_of_its_own(engine: Engine, tmp_path: Path) -> None:
+def test_ten_clients_work_at_once_each_with_settings_and_views_of_its_own(engine: Engine, tmp_path: Path) -> None:
     code = """
 session.conf.set("spark.databricks.delta.commitInfo.userMetadata", target)
 session.range(5).createOrReplaceTempView("mine")
@@ -119,12 +119,13 @@ for _ in range(3):
     session.sql("select id from mine").write.format("delta").mode("append").save(target)
 print("views", [view.name for view in session.catalog.listTables() if view.isTemporary], flush=True)
 """
-    targets = [tmp_path / "one", tmp_path / "two"]
-    with engine.client(code, targets[0]) as one, engine.client(code, targets[1]) as other:
+    targets = [tmp_path / f"client {number}" for number in range(10)]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(engine.client(code, target)) for target in targets]
         for target in targets:
             wait_until(engine.settings.home / f"{target.name} ready")
         (engine.settings.home / "go").touch()
-        for client in (one, other):
+        for client in clients:
             said, _ = client.communicate(timeout=PATIENCE)
             assert said.splitlines()[-1] == "views ['mine']"
     for target in targets:
