@@ -113,6 +113,7 @@ class Ground:
             ground = cls(settings, sizes, say, stack)
             ground._clear()
             stack.callback(ground._clear)
+            ground.settings.home.mkdir(parents=True)
             yield ground
 
     def _clear(self) -> None:
