@@ -128,7 +128,7 @@ class Attempt:
             size = int(commit.metrics.get("numOutputBytes") or 0)
             completed = replace(completed, delta_version=commit.version, bytes_written=size)
             record = self.measured(replace(completed, resumed=batch.attempt > 1))
-            self.stage(batch, "main", record, record.loaded + record.deleted)
+            self.stage(batch, "main", record, due)
             if settle is not None:
                 settle(record)
                 self.stage(batch, "quarantine", record, record.quarantined)

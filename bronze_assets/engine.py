@@ -320,6 +320,7 @@ def gathered(frame: DataFrame, column: str) -> DataFrame:
     """
     if not _ours:
         return frame
+    # With a number, or Spark would have one task write what little there is.
     return frame.repartition(int(str(frame.sparkSession.conf.get("spark.sql.shuffle.partitions"))), column)
 
 

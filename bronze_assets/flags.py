@@ -1,8 +1,8 @@
 """Many yes-or-no columns of a row in few numbers, a bit each.
 
 Spark makes one method of a projection, and the JVM compiles none that is long: forty columns of rules, each counted,
-weighed and shown on its own, ran at a fifth of the speed (docs/adr/0031). Of a number, what is asked of all of them is
-one comparison.
+weighed and shown on its own, were interpreted (docs/adr/0031). Of a number, what is asked of all of them is one
+comparison.
 """
 
 from __future__ import annotations

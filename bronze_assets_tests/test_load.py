@@ -1500,7 +1500,6 @@ import socket, sys, time
 from pathlib import Path
 from bronze_assets.leases import lease
 from bronze_assets.catalog.inventory import TABLES
-from bronze_assets.frames import Frames
 from bronze_assets.lakehouse import Lakehouse
 
 if sys.argv[2]:
