@@ -125,7 +125,8 @@ def packed(settings: Settings, tmp_path: Path, table: BronzeTable, usual: UsualL
     for number, text in enumerate(texts):
         (folder / f"{number}.json").write_text(text)
     files = claimed(settings, table, tmp_path)
-    return pack(files.zone, files.files, tmp_path, usual)
+    assert table.feed is not None
+    return pack(files.zone, files.files, tmp_path, usual, table.feed)
 
 
 def values(path: str | None) -> list[str]:
@@ -293,7 +294,7 @@ def test_rows_are_said_to_differ_only_if_they_do(rows: list[tuple[int, int, str]
         lines = (json.dumps({"reading_id": key, "moment": text}) for file, key, text in rows if file == number)
         content = "\n".join(lines).encode()
         files.append((Inspected(LandedFile(f"{number}", len(content), modified, f"{number}"), ""), content))
-    seen = packing._Seen(usual)
+    seen = packing._Seen(usual, SIGHTINGS.feed)
     found, others = packing._apart(files, usual, [])
     seen.add(found, others)
     assert (found.num_rows, others.num_rows) == (len(rows), 0)

@@ -40,6 +40,7 @@ VALUES = "__values"
 _KEYS = "__keys"
 _UTF8 = "__utf8"
 _USUAL = "__usual"
+_STRANGE = "__strange"
 _POSITIONS = ("__commit_lsn", "__source_lsn")
 _SAID = ("__op", "__deleted", "__source_ts_ms", "__seq", "__source_epoch", "__unchanged", "__previous_key")
 _CAPTURE_FIELDS = (*_POSITIONS, *_SAID)
@@ -107,21 +108,24 @@ class ClaimedFiles:
                 groups.setdefault((file.file.format, file.columns, file.types, file.multiline), []).append(file)
         usual = [[*known, *_CAPTURE_FIELDS[:-2]], [*known, *_CAPTURE_FIELDS]] if feed.captured else [known]
         types = {c.name: c.type for c in table.columns} | dict(extra)
+        columns = _Columns({name: f"__text_{number}" for number, name in enumerate(types)})
         frames: list[DataFrame] = []
+        by_column: list[DataFrame] = []
         typed: list[DataFrame] = []
         if packed:
             forms = UsualLines.of(types, feed, [c.name for c in table.key])
             if feed.captured:
                 forms = UsualLines.of(types, feed, [c.name for c in table.key], _USUAL_FIELDS, _POSITIONS)
-            pack = self._pack(packed, forms)
+            pack = self._pack(packed, forms, feed)
             if pack.others is not None:
                 frames.append(_json(_packed(session, pack.others, ["value"]), feed, usual, (FILE, ARRIVED)))
             if pack.usual is not None:
                 rows = _packed(session, pack.usual, forms.columns.values())
                 none = F.lit(None).cast("string")
                 rows = rows.withColumns({LINE: none, EXPECTED: none})
-                typed.append(_typed(rows, table, feed, types, self.epochs, forms))
-        for (kind, columns, _, multiline), members in groups.items():
+                packs = _Columns(forms.columns, forms.exact, forms.sure)
+                typed.append(_typed(rows, table, feed, types, self.epochs, packs))
+        for (kind, header, _, multiline), members in groups.items():
             located = {self.place(file): file for file in members}
             paths = list(located)
             try:
@@ -131,20 +135,32 @@ class ClaimedFiles:
                     texts = session.read.text(paths, wholetext=feed.multiline, **ends).select("value", _ending())
                     frame = _json(texts, feed, usual, ("__ending",))
                 elif kind == "csv":
-                    frame = _csv(session, paths, columns, multiline)
+                    frame, texts_of = _csv(session, paths, header, multiline)
                 else:
-                    frame = _parquet(session, paths)
+                    frame, texts_of = _parquet(session, paths)
             except SPARK_ERRORS as error:
                 raise UnreadableFiles(members) from error
-            frames.append(self._with_file(session, frame, located))
+            if kind == "json":
+                frames.append(self._with_file(session, frame, located))
+            elif feed.captured:
+                frames.append(self._with_file(session, _by_name(frame, texts_of), located))
+            else:
+                by_column.append(self._with_file(session, columns.of(frame, texts_of), located))
+                columns = replace(columns, strange=columns.strange or not texts_of.keys() <= types.keys())
         if frames:
             together = functools.reduce(DataFrame.unionByName, frames)
             typed.append(_typed(together, table, feed, types, self.epochs))
+        if by_column:
+            together = functools.reduce(DataFrame.unionByName, by_column)
+            typed.append(_typed(together, table, feed, types, self.epochs, columns))
         return functools.reduce(DataFrame.unionByName, typed)
 
     def unique(self, feed: Feed) -> bool:
-        """Whether no two rows have the same key and position; known for packed files, once they have been read."""
-        return bool(self._packs) and self._packs[0].unique and all(is_packed(file, feed) for file in self.files)
+        """Whether it is known that no two rows have the same key and position; of packed files it is, once read."""
+        packed = [file for file in self.files if is_packed(file, feed)]
+        if packed and not any(pack.unique for pack in self._packs):
+            return False
+        return all(file.unique for file in self.files if file not in packed)
 
     def place(self, file: Inspected) -> str:
         """The path under which Spark reads the file."""
@@ -157,9 +173,9 @@ class ClaimedFiles:
             self._places[file.file.path] = place
         return self._places[file.file.path]
 
-    def _pack(self, files: Sequence[Inspected], usual: UsualLines) -> Packed:
+    def _pack(self, files: Sequence[Inspected], usual: UsualLines, feed: Feed) -> Packed:
         if not self._packs:
-            self._packs.append(pack(self.zone, files, self.staging, usual))
+            self._packs.append(pack(self.zone, files, self.staging, usual, feed))
         return self._packs[0]
 
     @staticmethod
@@ -172,8 +188,45 @@ class ClaimedFiles:
         return joined.withColumn(FILE, F.coalesce(F.col(FILE), missing))
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Rows that have a column of texts for each name, in the place of `VALUES`.
+
+    Attributes:
+        texts: name → its column.
+        exact, sure: as in `UsualLines`.
+        strange: whether there are other names, with their texts by name in a map, `__strange`; NULL where there are
+            none.
+    """
+
+    texts: Mapping[str, str]
+    exact: frozenset[str] = frozenset()
+    sure: frozenset[str] = frozenset()
+    strange: bool = False
+
+    def of(self, frame: DataFrame, texts: Mapping[str, SparkColumn]) -> DataFrame:
+        """Rows with these texts by name; none where there is a `LINE`."""
+        whole = F.col(LINE).isNull()
+        none = F.lit(None).cast("string")
+        mine = [F.when(whole, texts.get(name, none)).alias(column) for name, column in self.texts.items()]
+        others = F.lit(None).cast("map<string, string>")
+        if strange := {name: text for name, text in texts.items() if name not in self.texts}:
+            others = F.when(whole, _map(strange))
+        return frame.select(*mine, others.alias(_STRANGE), LINE, EXPECTED, "__ending")
+
+
+def _by_name(frame: DataFrame, texts: Mapping[str, SparkColumn]) -> DataFrame:
+    """The same rows with these texts as `VALUES`; NULL where there is a `LINE`."""
+    values = F.when(F.col(LINE).isNull(), _map(texts))
+    return frame.select(values.alias(VALUES), LINE, EXPECTED, F.lit(False).alias(_USUAL), "__ending")
+
+
+def _map(texts: Mapping[str, SparkColumn]) -> SparkColumn:
+    return F.create_map(*itertools.chain.from_iterable((F.lit(name), text) for name, text in texts.items()))
+
+
 def _ending() -> SparkColumn:
-    return F.regexp_extract(F.col("_metadata.file_path"), "([^/]+/[^/]+)$", 1).alias("__ending")
+    return F.substring_index(F.col("_metadata.file_path"), "/", -2).alias("__ending")
 
 
 def _packed(session: SparkSession, path: str, texts: Iterable[str]) -> DataFrame:
@@ -276,7 +329,10 @@ def _expected_of_no_object() -> SparkColumn:
     )
 
 
-def _csv(session: SparkSession, paths: Sequence[str], columns: Sequence[str], multiline: bool) -> DataFrame:
+def _csv(
+    session: SparkSession, paths: Sequence[str], columns: Sequence[str], multiline: bool
+) -> tuple[DataFrame, dict[str, SparkColumn]]:
+    """Rows with `LINE`, where they do not have the columns, and `EXPECTED`; and the texts that they have by name."""
     names = [f"c{number}" for number in range(len(columns))]
     schema = T.StructType([T.StructField(name, T.StringType()) for name in [*names, LINE]])
     reader = session.read.schema(schema).options(
@@ -293,23 +349,15 @@ def _csv(session: SparkSession, paths: Sequence[str], columns: Sequence[str], mu
         emptyValue="",
         maxColumns=max(20_480, 2 * len(columns)),
     )
-    frame = reader.csv(list(paths)).select("*", _ending())
-    pairs = itertools.chain.from_iterable(
-        (F.lit(column.lower()), F.col(name)) for column, name in zip(columns, names, strict=True)
-    )
-    ragged = F.col(LINE).isNotNull()
-    return frame.select(
-        F.when(~ragged, F.create_map(*pairs)).alias(VALUES),
-        F.col(LINE),
-        F.when(ragged, f"the {len(columns)} values of the header").alias(EXPECTED),
-        F.lit(False).alias(_USUAL),
-        "__ending",
-    )
+    expected = F.when(F.col(LINE).isNotNull(), f"the {len(columns)} values of the header")
+    frame = reader.csv(list(paths)).select("*", _ending(), expected.alias(EXPECTED))
+    return frame, {column.lower(): F.col(name) for column, name in zip(columns, names, strict=True)}
 
 
-def _parquet(session: SparkSession, paths: Sequence[str]) -> DataFrame:
+def _parquet(session: SparkSession, paths: Sequence[str]) -> tuple[DataFrame, dict[str, SparkColumn]]:
+    """As `_csv`: a `LINE` is a row with texts that are none."""
     frame = session.read.parquet(*paths).select("*", _ending())
-    pairs: list[SparkColumn] = []
+    texts: dict[str, SparkColumn] = {}
     valid = F.lit(True)
     for column in frame.schema.fields:
         if column.name == "__ending":
@@ -321,17 +369,17 @@ def _parquet(session: SparkSession, paths: Sequence[str]) -> DataFrame:
             # 12345678 as a double would be the text 1.2345678E7, which is no integer.
             whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
             text = F.when(whole, value.cast("long").cast("string")).otherwise(text)
-        pairs += [F.lit(column.name.lower()), text]
+        texts[column.name.lower()] = text
         if isinstance(column.dataType, (T.StringType, T.BinaryType)):
             valid = valid & F.coalesce(F.is_valid_utf8(text), F.lit(True))
-    values = F.create_map(*pairs)
-    return frame.select(
-        F.when(valid, values).alias(VALUES),
-        F.when(~valid, F.make_valid_utf8(F.to_json(values))).alias(LINE),
+    named = {f"c{number}": (name, text) for number, (name, text) in enumerate(texts.items())}
+    frame = frame.select(
+        *(text.alias(column) for column, (_, text) in named.items()),
+        F.when(~valid, F.make_valid_utf8(F.to_json(_map(texts)))).alias(LINE),
         F.when(~valid, "UTF-8 text").alias(EXPECTED),
-        F.lit(False).alias(_USUAL),
         "__ending",
     )
+    return frame, {name: F.col(column) for column, (name, _) in named.items()}
 
 
 def _rewritten(zone: LandingZone, file: LandedFile, target: Path) -> Path:
@@ -370,35 +418,39 @@ def _typed(
     feed: Feed,
     types: Mapping[str, T.DataType],
     epochs: Mapping[str, int],
-    usual: UsualLines | None = None,
+    columns: _Columns | None = None,
 ) -> DataFrame:
-    """The source frame of rows with `VALUES`, or of usual rows, which have a column of texts for each name."""
+    """The source frame of rows with `VALUES`, or with `columns` of texts in its place."""
     selected: list[SparkColumn] = []
 
     def said(name: str) -> SparkColumn:
-        if usual is None:
+        if columns is None:
             return F.col(VALUES)[name]
-        return F.col(usual.columns[name]) if name in usual.columns else F.lit(None).cast("string")
+        return F.col(columns.texts[name]) if name in columns.texts else F.lit(None).cast("string")
 
     def value_of(name: str) -> SparkColumn:
         text, kind = said(name), types[name]
-        return text.try_cast(kind) if usual is not None and name in usual.exact else parsed(text, kind, feed)
+        return text.try_cast(kind) if columns is not None and name in columns.exact else parsed(text, kind, feed)
 
     for name, kind in types.items():
         text, value = said(name), F.col(name)
         raw = F.when(text.isNotNull() & value.isNull(), text)
-        if usual is not None and name in usual.sure:
+        if columns is not None and name in columns.sure:
             raw = F.lit(None).cast("string")
         selected.append(value)
         if not isinstance(kind, T.StringType):
             selected.append(raw.alias(raw_column(name)))
     mine = [*types, *(_CAPTURE_FIELDS if feed.captured else ())]
-    if usual is None:
+    strange: SparkColumn | None = None
+    if columns is None:
         strange = F.when(~F.col(_USUAL), F.map_filter(F.col(VALUES), lambda key, _: ~key.isin(mine)))
+    elif columns.strange:
+        strange = F.col(_STRANGE)
+    if strange is None:
+        selected.append(F.lit(None).cast("array<string>").alias(UNKNOWN))
+    else:
         strangers = F.array_sort(F.map_keys(strange))
         selected.append(F.when(F.size(strangers) > 0, strangers).alias(UNKNOWN))
-    else:
-        selected.append(F.lit(None).cast("array<string>").alias(UNKNOWN))
 
     if feed.captured:
         epoch = F.lit(max(epochs.values(), default=1))
@@ -407,7 +459,7 @@ def _typed(
         # Debezium's records name the change's own position only.
         lsn = F.coalesce(said("__commit_lsn"), said("__source_lsn")).try_cast("long")
         op = F.lower(F.coalesce(said("__op"), F.lit("c")))
-        if usual is None:
+        if columns is None:
             # Without an order, one of two changes of a key would pass for the other's copy.
             ordered = F.coalesce(lsn >= 0, F.lit(False))
             expected = F.when(~ordered, "a change with its position in __source_lsn").when(
@@ -436,12 +488,12 @@ def _typed(
         operation = F.lit(None).cast("string")
         arrived = F.col(ARRIVED)
         carried = F.lit(None).cast("array<string>")
-    if usual is None:
+    if strange is None:
+        selected.append(F.lit(None).cast("string").alias(RESCUED))
+    else:
         # Each change names all columns of the source, also those without a value.
         rescued = F.map_filter(strange, lambda _, value: value.isNotNull()) if feed.captured else strange
         selected.append(F.when(F.size(rescued) > 0, F.to_json(rescued)).alias(RESCUED))
-    else:
-        selected.append(F.lit(None).cast("string").alias(RESCUED))
     selected += [
         F.col(LINE).alias(raw_column(LINE)),
         F.col(EXPECTED),

@@ -17,13 +17,16 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.csv as csv_files
 import pyarrow.parquet as pq
 
 from bronze_assets.errors import KeyRefused
+from bronze_assets.sources import copies
 from bronze_assets.sources.landing import LandedFile, LandingZone
 from bronze_assets.table import BronzeTable
 
@@ -50,6 +53,7 @@ class Inspected:
         types: of a Parquet file's columns, in words: files of one reading must agree in them.
         strange: whether Spark does not read some of these types.
         unopened: why the file could not even be opened; it is to be tried again.
+        unique: whether it is known that no two rows of a CSV file have the same key.
         epoch: source epoch of captured changes.
         truncates, unchanged: whether captured changes hold a TRUNCATE, or values that the source left out as unchanged.
     """
@@ -60,6 +64,7 @@ class Inspected:
     moving: bool = False
     columns: tuple[str, ...] = ()
     multiline: bool = False
+    unique: bool = False
     epoch: str = ""
     truncates: bool = False
     unchanged: bool = False
@@ -180,36 +185,96 @@ def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: byte
         raise _Unreadable("the file is not UTF-8 text (it ends within a character)")
     columns: tuple[str, ...] = ()
     epoch = ""
+    unique = False
     if csv_file:
-        if quotes:
+        if quotes and not _each_alone(_decompressed(found.file, zone, content)):
             multiline = _spans_lines(found.file, zone, content)
         columns = _header(first)
         _check_columns(columns, table, "header")
+        unique = not multiline and not captured and _keys_differ(found.file, zone, table, columns, content)
     elif captured:
         epoch = _epoch(first)
     return replace(
         found,
         columns=columns,
         multiline=multiline,
+        unique=unique,
         epoch=epoch,
         truncates=truncates,
         unchanged=unchanged,
     )
 
 
-def _decompressed(file: LandedFile, zone: LandingZone, content: bytes | None) -> Iterator[bytes]:
+@contextmanager
+def _opened(file: LandedFile, zone: LandingZone, content: bytes | None) -> Iterator[BinaryIO]:
+    """What the file holds, uncompressed."""
     with zone.open(file) as opened:
         stream: BinaryIO = io.BytesIO(content) if content is not None else opened
         if not file.path.lower().endswith(".gz"):
-            while chunk := stream.read(_CHUNK):
-                yield chunk
+            yield stream
             return
         try:
             with gzip.GzipFile(fileobj=stream) as unpacked:
-                while chunk := unpacked.read(_CHUNK):
-                    yield chunk
+                yield cast(BinaryIO, unpacked)
         except (OSError, EOFError, zlib.error):
             raise _Unreadable("the file is not a whole gzip file (damaged or cut off)") from None
+
+
+def _decompressed(file: LandedFile, zone: LandingZone, content: bytes | None) -> Iterator[bytes]:
+    with _opened(file, zone, content) as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def _keys_differ(
+    file: LandedFile, zone: LandingZone, table: BronzeTable, header: Sequence[str], content: bytes | None
+) -> bool:
+    """Whether it is known that no two rows of a CSV file, of one line each, have the same key."""
+    assert table.feed is not None
+    names = {name.lower(): f"c{number}" for number, name in enumerate(header)}
+    if not all(column.name in names for column in table.key):
+        return False
+    reading = csv_files.ReadOptions(use_threads=False, block_size=_CHUNK, skip_rows=1, column_names=[*names.values()])
+    mine = [names[column.name] for column in table.key]
+    texts = csv_files.ConvertOptions(column_types=dict.fromkeys(mine, pa.string()), include_columns=mine)
+    kept: list[pa.RecordBatch] = []
+    try:
+        with _opened(file, zone, content) as stream:
+            reader = csv_files.open_csv(stream, reading, convert_options=texts)
+            for batch in reader:
+                kept.append(batch)
+                if sum(map(len, kept)) > copies.MOST_ROWS:
+                    return False
+    except pa.ArrowException:
+        # There are lines that are no rows.
+        return False
+    rows = pa.Table.from_batches(kept, reader.schema)
+    told = {c.name: copies.told_apart(rows[name], c.type, table.feed) for c, name in zip(table.key, mine, strict=True)}
+    known = {name: keys for name, keys in told.items() if keys is not None}
+    return len(known) == len(told) and copies.differ(known)
+
+
+def _each_alone(chunks: Iterable[bytes]) -> bool:
+    """Whether every line of a CSV file with a quote in it is whole by itself: most files have a few such lines."""
+    rows = csv.reader(_quoted_lines(chunks), strict=True)
+    try:
+        return all(rows.line_num == number for number, _ in enumerate(rows, 1))
+    except csv.Error:
+        return False
+
+
+def _quoted_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines with a quote in them."""
+    rest = b""
+    for chunk in itertools.chain(chunks, [b"\n"]):
+        body, _, rest = (rest + chunk.replace(b"\r", b"\n")).rpartition(b"\n")
+        end = 0
+        while (quote := body.find(b'"', end)) >= 0:
+            begin = body.rfind(b"\n", end, quote) + 1
+            end = body.find(b"\n", quote)
+            if end < 0:
+                end = len(body)
+            yield body[begin:end].decode().removeprefix("\ufeff")
 
 
 def _spans_lines(file: LandedFile, zone: LandingZone, content: bytes | None) -> bool:

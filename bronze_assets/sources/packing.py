@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import types as T
 
 from bronze_assets.errors import FileChanged
+from bronze_assets.sources import copies
 from bronze_assets.sources.inspection import Inspected
 from bronze_assets.sources.landing import LandingZone, staged
 from bronze_assets.table import DATE_FORMAT, TIMESTAMP_FORMAT, Feed
@@ -37,20 +38,16 @@ SMALL = 4 * 2**20
 """Bytes up to which a file is packed with others. One row group is about as large."""
 _FROM = [(FILE, pa.string()), (ARRIVED, pa.timestamp("us", tz="UTC"))]
 _LINES = pa.schema([("value", pa.binary()), *_FROM])
-_REMEMBERED = 1_000_000
-"""Rows of a batch up to which it is told whether two have the same key and position."""
 _AT_ONCE = 2
 _SAMPLES = 16
 _FORMS = 8
 
 _SURE = (T.BooleanType, T.DecimalType, T.LongType)
 _SEQUENCE = "^(?:0|[1-9][0-9]{0,9})$"
-_PLAIN_MOMENT = len("2026-06-01 10:00:00")
 NATURAL = "0|[1-9][0-9]{0,17}"
 _TEXT = r'"[^"\\\x00-\x1f]*"'
 # `-0` has two readings: a double keeps its sign.
-_INTEGER = "0|-?[1-9][0-9]{0,17}"
-ANY = f"{_TEXT}|null|true|false|{_INTEGER}"
+ANY = f"{_TEXT}|null|true|false|{copies.INTEGER}"
 
 
 _DAY = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
@@ -73,7 +70,7 @@ def _usual_values(kind: T.DataType, feed: Feed) -> str | None:
         case T.DecimalType():
             return f'"(?:{_numbers(kind)})"' if feed.captured else _numbers(kind)
         case T.IntegerType() | T.LongType():
-            return _INTEGER
+            return copies.INTEGER
         case T.BooleanType():
             return "true|false"
         case T.DateType() if feed.date_format == DATE_FORMAT:
@@ -190,7 +187,7 @@ def is_packed(file: Inspected, feed: Feed) -> bool:
     return plain and not feed.multiline and file.file.size <= SMALL
 
 
-def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: UsualLines) -> Packed:
+def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: UsualLines, feed: Feed) -> Packed:
     """Write the lines of files into Parquet files below `staging`. Empty lines are left out.
 
     Raises:
@@ -202,7 +199,7 @@ def pack(zone: LandingZone, files: Sequence[Inspected], staging: Path, usual: Us
     schemas = [pa.schema([(column, pa.string()) for column in usual.columns.values()] + _FROM), _LINES]
     written: list[pq.ParquetWriter | None] = [None, None]
     forms: list[Form] = []
-    seen = _Seen(usual)
+    seen = _Seen(usual, feed)
     try:
         for parts in _in_turn(_together(zone, files), lambda held: _apart(held, usual, forms)):
             seen.add(*parts)
@@ -246,15 +243,12 @@ class _Seen:
     file has two of them, they may be copies. The position of a change is its own.
     """
 
-    def __init__(self, usual: UsualLines) -> None:
+    def __init__(self, usual: UsualLines, feed: Feed) -> None:
         self._usual = usual
+        self._feed = feed
         self._kept: list[pa.Table] = []
         self._rows = 0
-        # One value may have several texts else.
-        self._may_be_unique = usual.key.keys() <= usual.values.keys() and all(
-            isinstance(kind, T.StringType) or (name in usual.exact and not isinstance(kind, T.DecimalType))
-            for name, kind in usual.key.items()
-        )
+        self._may_be_unique = usual.key.keys() <= usual.values.keys()
 
     def add(self, rows: pa.Table, others: pa.Table) -> None:
         """Look at further rows: all those of their files, and the lines of these that are not usual."""
@@ -262,39 +256,31 @@ class _Seen:
         self._may_be_unique = self._may_be_unique and not others.num_rows
         if not self._may_be_unique or not rows.num_rows:
             return
-        columns = self._usual.columns
-        texts = {name: self._told_apart(rows[columns[name]], kind) for name, kind in self._usual.key.items()}
+        columns, texts = self._usual.columns, dict[str, pa.ChunkedArray]()
+        for name, kind in self._usual.key.items():
+            told = copies.told_apart(rows[columns[name]], kind, self._feed)
+            if told is None:
+                self._may_be_unique = False
+                return
+            texts[name] = told
         if not self._usual.captured:
             texts[FILE] = rows[FILE].combine_chunks().dictionary_encode()
-            self._may_be_unique = self._may_be_unique and _differ(pa.table(texts))
+            self._may_be_unique = copies.differ(texts)
             return
         sequence = pc.fill_null(rows[columns["__seq"]], "1")
-        # More digits are cut off in a position.
-        self._may_be_unique = self._may_be_unique and _all(pc.match_substring_regex(sequence, _SEQUENCE))
         texts |= {"__position": pc.coalesce(*(rows[columns[name]] for name in self._usual.any_of)), "__seq": sequence}
         self._kept.append(pa.table(texts))
         self._rows += rows.num_rows
-        self._may_be_unique = self._may_be_unique and self._rows <= _REMEMBERED
+        # More digits are cut off in a position.
+        short = pc.all(pc.match_substring_regex(sequence, _SEQUENCE)).as_py()
+        self._may_be_unique = short and self._rows <= copies.MOST_ROWS
 
     def unique(self) -> bool:
         """Whether no two of all these rows can be copies of each other."""
-        return self._may_be_unique and (not self._kept or _differ(pa.concat_tables(self._kept)))
-
-    def _told_apart(self, texts: pa.ChunkedArray, kind: T.DataType) -> pa.ChunkedArray:
-        """The texts, two of which are never one value: of moments, those without zone and fraction."""
-        if not isinstance(kind, T.TimestampType):
-            return texts
-        plain = pc.equal(pc.binary_length(texts), _PLAIN_MOMENT)
-        self._may_be_unique = self._may_be_unique and _all(pc.fill_null(plain, True))
-        return pc.replace_substring(texts, "T", " ")
-
-
-def _differ(rows: pa.Table) -> bool:
-    return bool(rows.group_by(rows.column_names).aggregate([]).num_rows == rows.num_rows)
-
-
-def _all(truths: pa.ChunkedArray) -> bool:
-    return pc.all(truths, min_count=0).as_py() is not False
+        if not self._may_be_unique or not self._kept:
+            return self._may_be_unique
+        kept = pa.concat_tables(self._kept)
+        return copies.differ(dict(zip(kept.column_names, kept.columns, strict=True)))
 
 
 def _together(zone: LandingZone, files: Sequence[Inspected]) -> Iterator[list[tuple[Inspected, bytes]]]:
