@@ -11,7 +11,7 @@ import functools
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -44,6 +44,8 @@ from bronze_assets.table import LOAD_DATE, Evolution, Loaded, Overwritten
 from bronze_assets.workbench import current_partition
 
 _UNREADABLE: tuple[type[Exception], ...] = (UnreadableFiles, *SPARK_ERRORS)
+BATCH_BYTES = 16 * 2**30
+"""Most bytes of one batch, unless a single file has more: what is interrupted is done again as a whole."""
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +81,7 @@ class FileLoad:
             )
 
     def load(self, _again: Batch | None) -> Iterator[LoadRecord]:
-        """Load the files that are outstanding in the partition, at most `max_files` in a batch; then archive."""
+        """Load the files that are outstanding in the partition, in batches (`_together`); then archive."""
         if self._protected:
             # A killed load leaves its plain copies, and what it has half archived.
             shutil.rmtree(self._staging(""), ignore_errors=True)
@@ -105,10 +107,11 @@ class FileLoad:
 
     def _inspected(self, files: Sequence[LandedFile]) -> Iterator[list[Inspected]]:
         """The files, as many together as a batch may have; inspected while Spark is at work on those before them."""
-        most = self._feed.max_files
-        parts = [files[start : start + most] for start in range(0, len(files), most)]
         with ThreadPoolExecutor(1) as ahead:
-            looks = (ahead.submit(inspect, self._bench.zone, self._table, part) for part in parts)
+            looks = (
+                ahead.submit(inspect, self._bench.zone, self._table, part)
+                for part in _together(files, self._feed.max_files)
+            )
             looking = next(looks, None)
             while looking is not None:
                 inspected = looking.result()
@@ -612,6 +615,20 @@ class FileLoad:
                 table=self._table.name,
             )
         return self._bench.settings.home / "staging" / self._table.name / batch_id.replace("/", "-")
+
+
+def _together(files: Iterable[LandedFile], most: int) -> Iterator[list[LandedFile]]:
+    """The files in their order, in groups of at most so many and of at most `BATCH_BYTES`, but of one file at least."""
+    group: list[LandedFile] = []
+    size = 0
+    for file in files:
+        if group and (len(group) == most or size + file.size > BATCH_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.size
+    if group:
+        yield group
 
 
 def _of_files(paths: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ class Feed:
         timestamp_format, date_format: of values in text, as Spark's datetime patterns.
         evolution, overwritten, loaded: see the classes.
         delete_after_days: for `Loaded.DELETE`.
-        max_files: most files of one batch.
+        max_files: most files of one batch; a batch is of at most 16 GiB too.
         settle_seconds: a file whose modified time is younger than this waits: it may be half written.
     """
 
@@ -103,7 +103,7 @@ class Feed:
     overwritten: Overwritten = Overwritten.RELOAD
     loaded: Loaded = Loaded.ARCHIVE
     delete_after_days: int = 30
-    max_files: int = 1000
+    max_files: int = 10_000
     settle_seconds: int = 5
 
     def leaves_at(self, loaded_at: dt.datetime) -> dt.datetime | None:

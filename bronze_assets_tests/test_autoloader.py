@@ -34,7 +34,7 @@ def test_auto_loader_reads_with_the_options_that_the_platform_promises() -> None
         "cloudFiles.schemaLocation": "/checkpoints/schema",
         "cloudFiles.inferColumnTypes": "true",
         "cloudFiles.schemaEvolutionMode": "addNewColumns",
-        "cloudFiles.maxFilesPerTrigger": "1000",
+        "cloudFiles.maxFilesPerTrigger": "10000",
         "cloudFiles.allowOverwrites": "true",
         "pathGlobFilter": "*{.json,.json.gz,.jsonl,.jsonl.gz,.ndjson,.ndjson.gz}",
         "recursiveFileLookup": "true",

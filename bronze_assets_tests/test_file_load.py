@@ -867,6 +867,22 @@ def test_a_dry_run_writes_nothing_and_counts_the_same(spark: SparkSession, setti
     assert dry.dry_run
 
 
+def test_a_batch_ends_where_its_files_are_large_together(
+    spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [drop(settings, f"{n}.csv", csv_text(*(row(m) for m in range(n, n + 3)))) for n in (10, 20, 30)]
+    size = files[0].stat().st_size
+    drop(settings, "40.csv", csv_text(*(row(m) for m in range(40, 60))))
+    monkeypatch.setattr("bronze_assets.file_load.BATCH_BYTES", 2 * size)
+    record = loaded(settings, things())
+    assert (record.files, record.loaded) == (4, 29)
+    found = lake_reader.tuples(table_path(settings), "thing_id", "batch_id")
+    batches = [{batch for number, batch in found if first <= number < first + 10} for first in (10, 20, 30, 40)]
+    assert [len(one) for one in batches] == [1, 1, 1, 1]
+    assert batches[0] == batches[1]
+    assert len({*map(tuple, batches)}) == 3
+
+
 def test_a_failed_file_is_tried_again_without_the_others(
     spark: SparkSession, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import gzip
 import io
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import hypothesis
 import hypothesis.strategies as st
@@ -49,7 +50,7 @@ def inspected(folder: str, content: bytes, name: str = "a.csv", table: BronzeTab
     return one
 
 
-def text_of(*rows: tuple[str, ...], header: list[str] = HEADER, quoting: int = csv.QUOTE_MINIMAL) -> bytes:
+def text_of(*rows: tuple[str, ...], header: list[str] = HEADER, quoting: Literal[0, 1] = 0) -> bytes:
     target = io.StringIO()
     writer = csv.writer(target, quoting=quoting, lineterminator="\n")
     writer.writerow(header)
@@ -75,7 +76,7 @@ def value(text: str) -> object:
     st.lists(st.tuples(PLACES, NUMBERS, DAYS, MOMENTS, NOTES), min_size=1, max_size=6),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-def test_keys_are_said_to_differ_only_if_they_do(rows: list[tuple[str, ...]], quoting: int) -> None:
+def test_keys_are_said_to_differ_only_if_they_do(rows: list[tuple[str, ...]], quoting: Literal[0, 1]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         unique = inspected(folder, text_of(*rows, quoting=quoting)).unique
     keys = {(place, *map(value, others)) for place, *others, _ in rows}

@@ -157,10 +157,8 @@ class ClaimedFiles:
 
     def unique(self, feed: Feed) -> bool:
         """Whether it is known that no two rows have the same key and position; of packed files it is, once read."""
-        packed = [file for file in self.files if is_packed(file, feed)]
-        if packed and not any(pack.unique for pack in self._packs):
-            return False
-        return all(file.unique for file in self.files if file not in packed)
+        packs = all(pack.unique for pack in self._packs)
+        return all(packs if is_packed(file, feed) else file.unique for file in self.files)
 
     def place(self, file: Inspected) -> str:
         """The path under which Spark reads the file."""
