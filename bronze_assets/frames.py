@@ -202,7 +202,12 @@ class Frames(abc.ABC):
         counts += self._more_counts()
         noted = F.when(noted & F.col(self._keys[0]).isNotNull(), F.xxhash64(*self._keys))
         outcomes = outcomes.withColumn(_NOTED, noted)
-        samples = [self._bad_rows(outcomes), *(self._examples(name, one) for name, one in broken.items())]
+        # As columns, for these are compiled: what `min_by` orders by is interpreted, for each row and each rule.
+        orders = {f"{_NOTED}_{number}": name for number, name in enumerate(broken)}
+        outcomes = outcomes.withColumns(
+            {column: F.when(F.col(_NOTED).isNotNull() & broken[name], F.col(_NOTED)) for column, name in orders.items()}
+        )
+        samples = [self._bad_rows(outcomes), *(self._examples(name, F.col(column)) for column, name in orders.items())]
         observation = Observation()
         if not _samples_while_counting(self._session):
             return outcomes.observe(observation, *counts), lambda: self._sampled(outcomes, samples, observation.get)
@@ -221,9 +226,8 @@ class Frames(abc.ABC):
         order = F.when(F.col(OUTCOME) == OUTCOMES["quarantined"], F.lit(0))
         return _Sample(_CAPTURED, "quarantined", fitting[0], order, CAPTURED_ROWS)
 
-    def _examples(self, name: str, condition: SparkColumn) -> _Sample:
+    def _examples(self, name: str, order: SparkColumn) -> _Sample:
         text = F.concat_ws(", ", *(F.col(key).cast("string") for key in self._keys))
-        order = F.when(F.col(_NOTED).isNotNull() & condition, F.col(_NOTED))
         return _Sample(f"examples {name}", f"broken {name}", text, order, EXAMPLES)
 
     def _sampled(
