@@ -157,7 +157,7 @@ class ClaimedFiles:
 
     def unique(self, feed: Feed) -> bool:
         """Whether it is known that no two rows have the same key and position; of packed files it is, once read."""
-        packs = all(pack.unique for pack in self._packs)
+        packs = bool(self._packs) and all(pack.unique for pack in self._packs)
         return all(packs if is_packed(file, feed) else file.unique for file in self.files)
 
     def place(self, file: Inspected) -> str:
