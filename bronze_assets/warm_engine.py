@@ -6,6 +6,8 @@ again. Nothing needs it: where no engine answers, a process starts a JVM of its 
 `python -m bronze_assets.warm_engine` serves until its parent ends. `<home>/engine/engine.json` (mode 0600) tells where
 it listens and with which secret; each client leaves a file with its process id beside it. When a client is gone, its
 jobs are cancelled: what it had not committed is for the next load, as after any kill.
+
+Where nobody has used it for a while, the JVM ends, and the next client has it started again.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ from bronze_assets.processes import is_running, process_identity
 from bronze_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from py4j.java_gateway import JavaGateway
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
 _STARTING_SECONDS = 60.0
 _WATCH_SECONDS = 0.5
+IDLE_SECONDS = 1800.0
+"""How long the JVM stays when no process uses it."""
 
 
 def connect(settings: Settings) -> SparkSession | None:
@@ -43,20 +48,24 @@ def connect(settings: Settings) -> SparkSession | None:
 
     An engine that is starting is waited for.
     """
-    deadline = time.monotonic() + _STARTING_SECONDS
+    deadline, wanted = time.monotonic() + _STARTING_SECONDS, _fingerprint(settings)
     while (told := _told(settings)) is not None and told["port"] is None and time.monotonic() < deadline:
+        if told["settings"] != wanted:
+            return None
+        if told.get("resting"):
+            _wanted(settings).touch()
         time.sleep(0.1)
-    if told is None or told["port"] is None or told["settings"] != _fingerprint(settings):
+    if told is None or told["port"] is None or told["settings"] != wanted:
         return None
     # Before the first job: the engine cancels what has a client's name and no client.
     client = _folder(settings) / "clients" / process_identity()
     client.touch()
-    try:
-        return _session(int(told["port"]), str(told["secret"]), client.name)
-    except Exception:
-        # It ended in this moment, or is ending.
-        client.unlink(missing_ok=True)
-        return None
+    if _told(settings) == told:
+        with contextlib.suppress(Exception):
+            return _session(int(told["port"]), str(told["secret"]), client.name)
+    # It ended in this moment, or is ending.
+    client.unlink(missing_ok=True)
+    return None
 
 
 def kept_running(settings: Settings) -> contextlib.AbstractContextManager[None]:
@@ -67,12 +76,25 @@ def kept_running(settings: Settings) -> contextlib.AbstractContextManager[None]:
 def serve(settings: Settings) -> int:
     """Start Spark and let others use it until the parent process ends, or SIGTERM; returns the exit code."""
     folder = _folder(settings)
-    (folder / "clients").mkdir(parents=True, exist_ok=True)
+    clients = folder / "clients"
+    clients.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    parent = os.getppid()
+    # As it was given: the launcher of the JVM is pointed by it to a Java of its own.
+    environment = dict(os.environ)
     note = folder / "engine.json"
-    about = {"process": process_identity(), "settings": _fingerprint(settings), "port": None, "secret": ""}
+    own = process_identity()
+    before = _told(settings)
+    rests = before is not None and before["process"] == own and before["resting"]
+    # It may have ended while this process was made anew.
+    parent = before["parent"] if before is not None and rests else os.getppid()
+    about = {"process": own, "parent": parent, "settings": _fingerprint(settings), "port": None, "resting": False}
     try:
+        while rests and not _wanted(settings).exists():
+            if os.getppid() != parent:
+                return 0
+            if _told(settings) is None:
+                processes.write_private(note, about | {"resting": True})
+            time.sleep(_WATCH_SECONDS / 5)
         processes.write_private(note, about)
         session = engine.start_session(dataclasses.replace(settings, driver_memory=_doubled(settings.driver_memory)))
         context = session.sparkContext
@@ -80,22 +102,35 @@ def serve(settings: Settings) -> int:
         gateway = context._gateway
         assert gateway is not None
         parameters = gateway.gateway_parameters
-        processes.write_private(note, about | {"port": parameters.port, "secret": parameters.auth_token})
+        listening = about | {"port": parameters.port, "secret": parameters.auth_token}
+        processes.write_private(note, listening)
         jvm = psutil.Process(gateway.proc.pid)
+        used = time.monotonic()
         while os.getppid() == parent and jvm.is_running() and jvm.status() != psutil.STATUS_ZOMBIE:
             time.sleep(_WATCH_SECONDS)
-            _let_go(folder / "clients", context)
+            if _let_go(clients, context):
+                used = time.monotonic()
+            elif time.monotonic() - used > IDLE_SECONDS:
+                _wanted(settings).unlink(missing_ok=True)
+                processes.write_private(note, about | {"resting": True})
+                # Whoever has read the note before has left its file by now, or finds nobody and goes on alone.
+                if not any(clients.iterdir()):
+                    engine.end_jvm()
+                    # Else it would stay as a zombie of the process that this one becomes.
+                    gateway.proc.wait()
+                    # Spark in Python is made for one JVM a process.
+                    os.execve(sys.executable, sys.orig_argv, environment)
+                processes.write_private(note, listening)
         return 0
     finally:
-        if (told := _told(settings)) is None or told["process"] == about["process"]:
+        if (told := _told(settings)) is None or told["process"] == own:
             note.unlink(missing_ok=True)
         engine.end_jvm()
 
 
 def _session(port: int, secret: str, group: str) -> SparkSession:
-    from pyspark import SparkConf, SparkContext
+    from pyspark import SparkContext
     from pyspark.java_gateway import launch_gateway
-    from pyspark.sql import SparkSession
 
     # How Spark tells a Python process of a JVM that runs already, as `spark-submit` does.
     os.environ |= {"PYSPARK_GATEWAY_PORT": str(port), "PYSPARK_GATEWAY_SECRET": secret}
@@ -104,6 +139,18 @@ def _session(port: int, secret: str, group: str) -> SparkSession:
     finally:
         for name in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
             del os.environ[name]
+    try:
+        return _session_of(gateway, group)
+    except Exception:
+        # Else this process's own JVM would be looked for there.
+        SparkContext._gateway = SparkContext._jvm = None
+        raise
+
+
+def _session_of(gateway: JavaGateway, group: str) -> SparkSession:
+    from pyspark import SparkConf, SparkContext
+    from pyspark.sql import SparkSession
+
     SparkContext._ensure_initialized(gateway=gateway)
     running = gateway.jvm.org.apache.spark.SparkContext.getOrCreate()
     jsc = gateway.jvm.JavaSparkContext.fromSparkContext(running)
@@ -119,12 +166,16 @@ def _session(port: int, secret: str, group: str) -> SparkSession:
     return session
 
 
-def _let_go(clients: Path, context: SparkContext) -> None:
-    """Cancel the jobs of clients that are gone."""
+def _let_go(clients: Path, context: SparkContext) -> bool:
+    """Cancel the jobs of clients that are gone; returns whether there are others."""
+    others = False
     for client in clients.iterdir():
-        if not is_running(client.name):
+        if is_running(client.name):
+            others = True
+        else:
             context.cancelJobGroup(client.name)
             client.unlink(missing_ok=True)
+    return others
 
 
 def _warm_up(session: SparkSession, folder: Path) -> None:
@@ -151,6 +202,11 @@ def _told(settings: Settings) -> dict[str, Any] | None:
 
 def _folder(settings: Settings) -> Path:
     return settings.home / "engine"
+
+
+def _wanted(settings: Settings) -> Path:
+    """Is there when somebody wants the engine that rests."""
+    return _folder(settings) / "wanted"
 
 
 def _fingerprint(settings: Settings) -> str:

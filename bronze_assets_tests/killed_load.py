@@ -5,7 +5,8 @@ Its arguments are one JSON object:
     table, partition: what to load.
     now: the moment at which its clock starts, ISO 8601.
     dagster: folder of the Dagster instance.
-    point: after which step (one of `POINTS`) it is to stand still; empty to run to its end.
+    point: after which step (one of `POINTS`) it is to stand still; empty to run to its end. `COMMITTING` is none of
+        them: there it goes on.
     reached: the file that is made when it stands there; it goes on when the file is gone.
 
 The settings come from the environment. Its last line says what it loaded, or why it failed.
@@ -44,6 +45,7 @@ POINTS = (
     "done noted",
 )
 """The commits of a batch, in their order."""
+COMMITTING = "rows being committed"
 
 
 QUIET = {"telemetry": {"enabled": False}}
@@ -87,6 +89,15 @@ def _stand_still_at(point: str, reached: Path) -> None:
 
         setattr(owner, name, stopping)
 
+    if point == COMMITTING:
+        append = Lakehouse.append
+
+        def noticed(*args: Any, **kwargs: Any) -> Any:
+            reached.touch()
+            return append(*args, **kwargs)
+
+        setattr(Lakehouse, "append", noticed)  # noqa: B010
+        return
     after(BatchLog, "begin", lambda *_, **__: "begun noted")
     after(BatchLog, "note", lambda *args, **_: f"{args[2]} noted")
     after(Lakehouse, "append", lambda *_, **__: "rows committed")

@@ -31,7 +31,8 @@ from bronze_assets.settings import Settings
 from bronze_assets.workbench import Run, Workbench
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import CHECKOUT, Server, settings_for
-from bronze_assets_tests.killed_load import POINTS, QUIET, materialise, ticking
+from bronze_assets_tests.engines import Engine, started
+from bronze_assets_tests.killed_load import COMMITTING, POINTS, QUIET, materialise, ticking
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -207,7 +208,7 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, *, point: str = "", name: str = "child") -> Iterator[Child]:
+def running(settings: Settings, *, point: str = "", name: str = "child", memory: str = "700m") -> Iterator[Child]:
     """A child that loads the present day; whatever is left of it at the end is killed."""
     reached, log = settings.home / f"{name}.reached", settings.home / f"{name}.log"
     asked = {
@@ -224,7 +225,7 @@ def running(settings: Settings, *, point: str = "", name: str = "child") -> Iter
         "BRONZE_SOURCE_URL": settings.source_url,
         "BRONZE_START_DATE": settings.start_date.isoformat(),
         "BRONZE_LEASE_SECONDS": str(settings.lease_seconds),
-        "BRONZE_DRIVER_MEMORY": "700m",
+        "BRONZE_DRIVER_MEMORY": memory,
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -368,6 +369,46 @@ def test_a_batch_never_holds_rows_of_two_states_of_the_source(
         assert (state.rows, state.quarantine) == (expected.rows, expected.quarantine)
         # 1, 2, 3, 4 and 10 changed; 31, there only in between, is as if it had never been.
         assert [row[0] for row in state.of_batch(f"{D1}/1")] == [1, 10, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def engine(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with started(tmp_path_factory.mktemp("warm home"), jars) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize(
+    ("point", "seconds"),
+    [
+        (COMMITTING, 0.3),
+        (COMMITTING, 1.2),
+        *(
+            pytest.param(point, seconds, marks=pytest.mark.slow)
+            for point, seconds in ((COMMITTING, 0.0), (COMMITTING, 0.6), ("rows committed", 0.0))
+        ),
+    ],
+)
+def test_a_client_of_the_warm_engine_killed_while_it_commits_loses_nothing_and_leaves_nothing_twice(
+    prepared: Prepared, undisturbed: State, engine: Engine, tmp_path: Path, point: str, seconds: float
+) -> None:
+    settings = prepared.copy(tmp_path / "home")
+    (settings.home / "engine").symlink_to(engine.settings.home / "engine")
+    jvm = engine.jvm
+    with running(settings, point=point, memory=engine.settings.driver_memory) as child:
+        child.wait_for_point()
+        time.sleep(seconds)
+        child.process.kill()
+        child.process.wait()
+        assert "Starting Spark" not in child.log.read_text()
+    # What the JVM had been told to commit may land now, before the next load or while it is at work.
+    load_anew(settings)
+    assert jvm.is_running()
+    assert State.of(settings).rows == undisturbed.rows
+    assert State.of(settings).quarantine == undisturbed.quarantine
+    with running(settings, memory=engine.settings.driver_memory, name="after") as after:
+        assert after.end() == 'LOADED {"loaded": 0, "unchanged": 20, "deleted": 0}'
+        assert "Starting Spark" not in after.log.read_text()
+    assert State.of(settings).rows == undisturbed.rows
 
 
 def test_of_two_processes_that_load_a_table_at_once_one_is_refused_by_name(

@@ -5,96 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from deltalake import DeltaTable
 
 from bronze_assets import warm_engine
-from bronze_assets.processes import process_identity, still_alive
-from bronze_assets.settings import Settings
+from bronze_assets.processes import process_identity
 from bronze_assets_tests import lake_reader
-from bronze_assets_tests.conftest import CHECKOUT, settings_for
-
-PATIENCE = 120
-CLIENT = """
-import sys, pathlib
-from bronze_assets import engine, warm_engine
-from bronze_assets.settings import Settings
-said = []
-session = engine.start_session(Settings.from_environment(), said.append, warm_engine.connect)
-assert said == [], said
-target, home = sys.argv[1], pathlib.Path(sys.argv[2])
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    settings: Settings
-    process: psutil.Process
-
-    def environment(self) -> dict[str, str]:
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("BRONZE_")}
-        return plain | {"BRONZE_HOME": str(self.settings.home), "BRONZE_JARS": str(self.settings.jars)}
-
-    @contextlib.contextmanager
-    def client(self, code: str, target: Path) -> Iterator[subprocess.Popen[str]]:
-        """A process with a session on the engine that runs the code; killed at the end if it still does."""
-        process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT + code, str(target), str(self.settings.home)],
-            cwd=CHECKOUT,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-
-    @property
-    def jvm(self) -> psutil.Process:
-        (jvm,) = [child for child in self.process.children(recursive=True) if child.name() == "java"]
-        return jvm
-
-
-def wait_until(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path.name}"
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def started(home: Path, jars: Path) -> Iterator[Engine]:
-    settings = settings_for(home, {"BRONZE_JARS": str(jars)})
-    child = subprocess.Popen(
-        [sys.executable, "-m", "bronze_assets.warm_engine"],
-        cwd=CHECKOUT,
-        env=Engine(settings, psutil.Process()).environment() | {"BRONZE_DRIVER_MEMORY": settings.driver_memory},
-        stdin=subprocess.DEVNULL,
-    )
-    family: list[psutil.Process] = []
-    try:
-        wait_until(home / "engine" / "engine.json")
-        while json.loads((home / "engine" / "engine.json").read_text())["port"] is None:
-            time.sleep(0.1)
-        process = psutil.Process(child.pid)
-        family = [process, *process.children(recursive=True)]
-        yield Engine(settings, process)
-    finally:
-        child.terminate()
-        child.wait(PATIENCE)
-        assert not still_alive(family, 10)
-        assert not (home / "engine" / "engine.json").exists()
+from bronze_assets_tests.conftest import settings_for
+from bronze_assets_tests.engines import PATIENCE, Engine, started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +96,36 @@ rows.write.format("delta").mode("append").save(target)
 def test_other_settings_get_no_session_and_start_a_jvm_of_their_own(engine: Engine) -> None:
     other = dataclasses.replace(engine.settings, driver_memory="777m")
     assert warm_engine.connect(other) is None
+
+
+def test_the_jvm_ends_when_nobody_uses_it_and_the_next_client_has_another(jars: Path, tmp_path: Path) -> None:
+    with started(tmp_path, jars, idle=2) as engine:
+        first, process = engine.jvm, engine.process
+        code = "session.range(3).write.format('delta').mode('append').save(target); import time; time.sleep(5)"
+        with engine.client(code, tmp_path / "rows") as client:
+            # Longer than it is patient: a client is no less one for doing nothing.
+            assert client.wait(PATIENCE) == 0, client.communicate()[0]
+        assert first.is_running()
+        first.wait(PATIENCE)
+        assert (engine.told()["port"], process.is_running(), engine.children("java")) == (None, True, [])
+        other = dataclasses.replace(engine.settings, driver_memory="777m")
+        assert warm_engine.connect(other) is None, "and does not wake it"
+        with engine.client(code, tmp_path / "rows") as client:
+            assert client.wait(PATIENCE) == 0, client.communicate()[0]
+        assert engine.process == process
+    assert len(lake_reader.tuples(tmp_path / "rows", "id")) == 6
+
+
+def test_an_engine_that_rests_writes_its_note_again(jars: Path, tmp_path: Path) -> None:
+    with started(tmp_path, jars, idle=1) as engine:
+        engine.jvm.wait(PATIENCE)
+        note = tmp_path / "engine" / "engine.json"
+        while not engine.told()["resting"]:
+            time.sleep(0.05)
+        note.unlink()
+        wait_until(note)
+        with engine.client("session.range(3).write.format('delta').save(target)", tmp_path / "rows") as client:
+            assert client.wait(PATIENCE) == 0, client.communicate()[0]
 
 
 def test_a_home_whose_engine_was_killed_has_none(jars: Path, tmp_path: Path) -> None:
