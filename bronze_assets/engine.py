@@ -570,6 +570,8 @@ def _configuration(settings: Settings, java: Path, jars: list[Path], scratch: Pa
         "spark.sql.codegen.cache.maxEntries": "10000",
         # The JVM compiles no method that is longer. Of a table with that many rules, Spark then makes several.
         "spark.sql.codegen.hugeMethodLimit": "8000",
+        # Made for object stores: of a local file, it has threads of their own read each range, and waits for them.
+        "spark.hadoop.parquet.hadoop.vectored.io.enabled": "false",
         **{f"spark.hadoop.parquet.column.statistics.enabled#{name}": "false" for name in _WITHOUT_STATISTICS},
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from bronze_assets import warm_engine
 from bronze_assets.processes import still_alive
 from bronze_assets.settings import Settings
 from bronze_assets_tests.conftest import CHECKOUT, settings_for
@@ -84,6 +85,19 @@ def wait_until(path: Path) -> None:
         time.sleep(0.05)
 
 
+def ready(settings: Settings, *, other_than: Engine | None = None) -> Engine:
+    """The home's engine, once its JVM is ready."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        told = warm_engine._told(settings)
+        if told is not None and told["port"] is not None:
+            engine = Engine(settings, psutil.Process(int(told["process"].split(":")[1])))
+            if other_than is None or engine.process != other_than.process:
+                return engine
+        time.sleep(0.1)
+    raise AssertionError("no engine")
+
+
 @contextlib.contextmanager
 def started(home: Path, jars: Path, *, idle: float | None = None) -> Iterator[Engine]:
     """An engine of that home, with a JVM that is ready.
@@ -100,11 +114,7 @@ def started(home: Path, jars: Path, *, idle: float | None = None) -> Iterator[En
     )
     family: list[psutil.Process] = []
     try:
-        wait_until(home / "engine" / "engine.json")
-        engine = Engine(settings, psutil.Process(child.pid))
-        while engine.told()["port"] is None:
-            time.sleep(0.1)
-        yield engine
+        yield ready(settings)
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]

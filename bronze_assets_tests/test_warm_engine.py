@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from deltalake import DeltaTable
 
 from bronze_assets import warm_engine
-from bronze_assets.processes import process_identity
+from bronze_assets.processes import process_identity, still_alive
 from bronze_assets_tests import lake_reader
 from bronze_assets_tests.conftest import settings_for
-from bronze_assets_tests.engines import PATIENCE, Engine, started, wait_until
+from bronze_assets_tests.engines import PATIENCE, Engine, ready, started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,27 @@ def test_an_engine_that_rests_writes_its_note_again(jars: Path, tmp_path: Path) 
         wait_until(note)
         with engine.client("session.range(3).write.format('delta').save(target)", tmp_path / "rows") as client:
             assert client.wait(PATIENCE) == 0, client.communicate()[0]
+
+
+@pytest.mark.parametrize("victim", ["jvm", "process"])
+def test_an_engine_that_is_killed_is_started_again(
+    jars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    settings = settings_for(tmp_path, {"BRONZE_JARS": str(jars)})
+    monkeypatch.setenv("BRONZE_JARS", str(jars))
+    monkeypatch.setenv("BRONZE_DRIVER_MEMORY", settings.driver_memory)
+    with warm_engine.kept_running(settings):
+        first = ready(settings)
+        jvm = first.jvm
+        (jvm if victim == "jvm" else first.process).kill()
+        # It does not outlive who started it.
+        psutil.wait_procs([jvm, first.process], timeout=PATIENCE)
+        assert not still_alive([jvm], 0)
+        second = ready(settings, other_than=first)
+        with second.client("session.range(3).write.format('delta').save(target)", tmp_path / "rows") as client:
+            assert client.wait(PATIENCE) == 0, client.communicate()[0]
+        jvm = second.jvm
+    assert not still_alive([jvm, second.process], 0)
 
 
 def test_a_home_whose_engine_was_killed_has_none(jars: Path, tmp_path: Path) -> None:
