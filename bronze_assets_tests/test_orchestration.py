@@ -302,7 +302,7 @@ def test_only_the_wiring_and_the_orchestration_import_dagster() -> None:
 
 LOCAL_ONLY = {
     "engine.py": {"_jvm"},
-    "warm_engine.py": {"sparkContext", "SparkContext", "_gateway", "_jsparkSession"},
+    "warm_engine.py": {"sparkContext", "SparkContext", "_gateway", "_jsparkSession", "_jvm", "py4j"},
     # What is caught may come over py4j.
     "spark_errors.py": {"py4j"},
     # Over Spark Connect it runs in a process of the server's, which knows no ledger.

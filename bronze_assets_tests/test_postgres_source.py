@@ -576,6 +576,8 @@ def test_what_changes_during_a_load_is_seen_by_none_of_its_reads(
     )
     others = declared(Labels, "tests.others")
     change = (
+        # The tests' server writes its log up to 0.6 s later, and a snapshot is at what has been written.
+        "set local synchronous_commit = on;"
         "insert into tests.{0} select i, 'new' from generate_series(100, 140) i;"
         "update tests.{0} set label = 'new' where thing_id % 2 = 0; delete from tests.{0} where thing_id % 3 = 0"
     )
