@@ -13,11 +13,10 @@ import io
 import itertools
 import json
 import re
-import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
@@ -37,8 +36,9 @@ _SLOW = 0.002
 """Seconds for a file on average, beyond which several are looked at at once."""
 _PATIENCE = 8
 _LONGEST_MARK = 64
-# The keys of a file are all in memory then: threads are many for what takes long to open.
-_looking_at_keys = threading.Semaphore(2)
+_AT_KEYS = 2
+"""Threads that look at keys, of which those of a whole file are in memory then: the others are for what takes long to
+open."""
 _TRUNCATES = re.compile(rb'"__op"\s*:\s*"t"', re.IGNORECASE)
 _UNCHANGED = re.compile(rb'"__unchanged"|__debezium_unavailable_value', re.IGNORECASE)
 
@@ -83,18 +83,20 @@ class _Unreadable(Exception):
 def inspect(zone: LandingZone, table: BronzeTable, files: Sequence[LandedFile]) -> list[Inspected]:
     """Inspect files, several at once; the answers are in their order. A file that is gone is left out."""
     answers: list[Inspected | None] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_AT_KEYS) as keys, ThreadPoolExecutor(_THREADS) as pool:
         began = time.perf_counter()
         # On a disk, threads wait for each other more than for small files; where opening one takes long, they pay.
         while zone.is_local and len(answers) < len(files) and files[len(answers)].size <= _CHUNK:
             if time.perf_counter() - began > _SLOW * (len(answers) + _PATIENCE):
                 break
-            answers.append(_inspect(zone, table, files[len(answers)]))
-        answers += pool.map(lambda file: _inspect(zone, table, file), files[len(answers) :])
+            answers.append(_inspect(zone, table, files[len(answers)], keys))
+        answers += pool.map(lambda file: _inspect(zone, table, file, keys), files[len(answers) :])
+    # Each of the threads has had its share, which would be kept for it.
+    pa.default_memory_pool().release_unused()
     return [answer for answer in answers if answer is not None]
 
 
-def _inspect(zone: LandingZone, table: BronzeTable, file: LandedFile) -> Inspected | None:
+def _inspect(zone: LandingZone, table: BronzeTable, file: LandedFile, keys: Executor) -> Inspected | None:
     digest = hashlib.sha256()
     try:
         with zone.open(file) as stream:
@@ -116,7 +118,7 @@ def _inspect(zone: LandingZone, table: BronzeTable, file: LandedFile) -> Inspect
                 raise _Unreadable("the file is empty (0 bytes)")
             if file.format == "parquet":
                 return _parquet(found, zone, table, head if whole else None)
-            return _text(found, zone, table, head if whole else None)
+            return _text(found, zone, table, head if whole else None, keys)
         except _Unreadable as why:
             return replace(found, problem=str(why))
     except FileNotFoundError:
@@ -161,7 +163,7 @@ def strange_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_time(kind) or pa.types.is_float16(kind) or pa.types.is_decimal256(kind))
 
 
-def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: bytes | None) -> Inspected:
+def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: bytes | None, keys: Executor) -> Inspected:
     csv_file = found.file.format == "csv"
     captured = table.feed is not None and table.feed.captured
     utf8 = codecs.getincrementaldecoder("utf-8")()
@@ -197,8 +199,7 @@ def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: byte
         _check_columns(columns, table, "header")
         # Spark drops a NUL from some quoted values, and so may make two of them one.
         if not multiline and not captured and not zeros:
-            with _looking_at_keys:
-                unique = _keys_differ(found.file, zone, table, columns, content)
+            unique = keys.submit(_keys_differ, found.file, zone, table, columns, content).result()
     elif captured:
         epoch = _epoch(first)
     return replace(
