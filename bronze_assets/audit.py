@@ -19,7 +19,7 @@ from bronze_assets.errors import BronzeError
 from bronze_assets.lakehouse import Lakehouse
 from bronze_assets.quality import KEY_UNIQUE, rules
 from bronze_assets.sources.scope import DISMISSAL, REPLAY, FileScope
-from bronze_assets.spark_errors import condition_of
+from bronze_assets.spark_errors import condition_of, is_of_lost_jvm
 from bronze_assets.storage import sql_literal
 from bronze_assets.table import BronzeTable, Impact
 
@@ -547,6 +547,11 @@ def safe_message(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "The load was interrupted. Fix: none needed, the next load finishes or takes back what was begun."
+    if is_of_lost_jvm(error):
+        return (
+            "Spark's JVM has ended while it was at work (killed, or out of memory). Fix: load again, which finishes or"
+            " takes back what was begun; if it happens again, raise BRONZE_DRIVER_MEMORY."
+        )
     condition = condition_of(error)
     return f"{type(error).__name__}{f' [{condition}]' if condition else ''}; the run's log has the details."
 

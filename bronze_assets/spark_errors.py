@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from traceback import walk_tb
+
 from pyspark.errors import PySparkException
 
 SPARK_ERRORS: tuple[type[Exception], ...] = (PySparkException,)
@@ -14,6 +16,21 @@ except ImportError:
     pass
 else:
     SPARK_ERRORS += (Py4JError,)
+
+
+def is_of_lost_jvm(error: BaseException) -> bool:
+    """Whether the JVM that was at work does not answer any more, or was ending."""
+    kind = type(error).__name__
+    if isinstance(error, ConnectionError):
+        # What py4j had sent was not answered, and when it tried again nobody was there.
+        return any(frame.f_globals.get("__name__", "").startswith("py4j.") for frame, _ in walk_tb(error.__traceback__))
+    if kind == "Py4JJavaError":
+        try:
+            return "SparkContext was shut down" in str(error)
+        except Exception:
+            # The JVM is asked for the text.
+            return True
+    return kind == "Py4JNetworkError"
 
 
 def condition_of(error: BaseException) -> str | None:

@@ -116,6 +116,23 @@ def test_files_whose_keys_differ(tmp_path: Path, content: bytes, unique: bool) -
     assert inspected(str(tmp_path), gzip.compress(content), "b.csv.gz").unique is unique
 
 
+@pytest.mark.parametrize("ends", [("\n", "\r\n"), ("\r\n", "\n"), ("\r", "\n")])
+def test_where_values_span_lines_rows_must_end_alike(tmp_path: Path, ends: tuple[str, str]) -> None:
+    header, first, second, third = text_of(*ROWS).decode().splitlines()
+    spanning = second.replace(",x", f',"x{ends[0]}y"')
+
+    def problem(end: str, row: str) -> str | None:
+        found = inspected(str(tmp_path), f"{header}{end}{first}{ends[1]}{row}{ends[1]}{third}".encode())
+        assert found.multiline == (row == spanning and found.problem is None)
+        return found.problem
+
+    told = f"values span lines, and its rows end in different ways ({', '.join(sorted(map(repr, ends)))})"
+    assert problem(ends[0], spanning) == told
+    # A last row without an end, and a quoted end of another kind, are no reason.
+    assert problem(ends[1], spanning) is None
+    assert problem(ends[0], second) is None
+
+
 def test_keys_are_looked_at_up_to_a_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bronze_assets.sources.copies.MOST_ROWS", 2)
     assert not inspected(str(tmp_path), text_of(*ROWS)).unique

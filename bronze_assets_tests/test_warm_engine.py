@@ -129,6 +129,16 @@ def test_an_engine_that_rests_writes_its_note_again(jars: Path, tmp_path: Path) 
             assert client.wait(PATIENCE) == 0, client.communicate()[0]
 
 
+AT_WORK = """
+from bronze_assets.audit import safe_message
+(home / "at work").touch()
+try:
+    session.range(0, 10**13, 1, 2).selectExpr("sum(hash(id))").collect()
+except Exception as error:
+    print(safe_message(error), flush=True)
+"""
+
+
 @pytest.mark.parametrize("victim", ["jvm", "process"])
 def test_an_engine_that_is_killed_is_started_again(
     jars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
@@ -139,10 +149,15 @@ def test_an_engine_that_is_killed_is_started_again(
     with warm_engine.kept_running(settings):
         first = ready(settings)
         jvm = first.jvm
-        (jvm if victim == "jvm" else first.process).kill()
-        # It does not outlive who started it.
-        psutil.wait_procs([jvm, first.process], timeout=PATIENCE)
-        assert not still_alive([jvm], 0)
+        with first.client(AT_WORK, tmp_path / "nothing") as client:
+            wait_until(tmp_path / "at work")
+            time.sleep(1)
+            (jvm if victim == "jvm" else first.process).kill()
+            # It does not outlive who started it.
+            psutil.wait_procs([jvm, first.process], timeout=PATIENCE)
+            assert not still_alive([jvm], 0)
+            said, _ = client.communicate(timeout=PATIENCE)
+            assert said.splitlines()[-1].startswith("Spark's JVM has ended while it was at work")
         second = ready(settings, other_than=first)
         with second.client("session.range(3).write.format('delta').save(target)", tmp_path / "rows") as client:
             assert client.wait(PATIENCE) == 0, client.communicate()[0]

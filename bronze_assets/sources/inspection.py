@@ -291,19 +291,32 @@ def _spans_lines(file: LandedFile, zone: LandingZone, content: bytes | None) -> 
     """Whether a quoted value spans lines.
 
     Where a quote is never closed, or text follows a closing one, nobody can tell where the rows are: Spark takes all
-    lines up to the next quote for one value, without a word (tried, 4.2).
+    lines up to the next quote for one value, without a word (tried, 4.2). Where values span lines, it takes the first
+    end of a line for that of all: of others, it would make one row of several, or leave half of the end to a value.
     """
     csv.field_size_limit(2**31 - 1)
-    text = codecs.iterdecode(_decompressed(file, zone, content), "utf-8-sig")
-    rows = csv.reader(_lines(text), strict=True)
+    last = ""
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        for line in _lines(codecs.iterdecode(_decompressed(file, zone, content), "utf-8-sig")):
+            last = line
+            yield line
+
+    rows = csv.reader(lines(), strict=True)
+    spans = False
+    ends: set[str] = set()
     try:
-        spans = False
         for number, _ in enumerate(rows, 1):
             spans = spans or rows.line_num != number
+            ends.add(last[len(last.rstrip("\r\n")) :])
     except csv.Error:
         raise _Unreadable(
             f"a quote is not closed, or text follows a closing one (seen at line {rows.line_num})"
         ) from None
+    different = sorted(map(repr, ends - {""}))
+    if spans and len(different) > 1:
+        raise _Unreadable(f"values span lines, and its rows end in different ways ({', '.join(different)})")
     return spans
 
 
