@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from traceback import walk_tb
 
 from pyspark.errors import PySparkException
@@ -18,6 +19,10 @@ else:
     SPARK_ERRORS += (Py4JError,)
 
 
+# What Spark says of a job that was at work, of one that was about to begin, and of any other call.
+_STOPPED = re.compile("SparkContext (?:was shut down|has been shutdown)|stopped SparkContext")
+
+
 def is_of_lost_jvm(error: BaseException) -> bool:
     """Whether the JVM that was at work does not answer any more, or was ending."""
     kind = type(error).__name__
@@ -26,7 +31,7 @@ def is_of_lost_jvm(error: BaseException) -> bool:
         return any(frame.f_globals.get("__name__", "").startswith("py4j.") for frame, _ in walk_tb(error.__traceback__))
     if kind == "Py4JJavaError":
         try:
-            return "SparkContext was shut down" in str(error)
+            return _STOPPED.search(str(error)) is not None
         except Exception:
             # The JVM is asked for the text.
             return True
