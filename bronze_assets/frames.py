@@ -203,11 +203,9 @@ class Frames(abc.ABC):
         noted = F.when(noted & F.col(self._keys[0]).isNotNull(), F.xxhash64(*self._keys))
         outcomes = outcomes.withColumn(_NOTED, noted)
         # As columns, for these are compiled: what `min_by` orders by is interpreted, for each row and each rule.
-        orders = {f"{_NOTED}_{number}": name for number, name in enumerate(broken)}
-        outcomes = outcomes.withColumns(
-            {column: F.when(F.col(_NOTED).isNotNull() & broken[name], F.col(_NOTED)) for column, name in orders.items()}
-        )
-        samples = [self._bad_rows(outcomes), *(self._examples(name, F.col(column)) for column, name in orders.items())]
+        orders = {name: f"{_NOTED}_{number}" for number, name in enumerate(broken)}
+        outcomes = outcomes.withColumns({orders[name]: F.when(one, F.col(_NOTED)) for name, one in broken.items()})
+        samples = [self._bad_rows(outcomes), *(self._examples(name, F.col(column)) for name, column in orders.items())]
         observation = Observation()
         if not _samples_while_counting(self._session):
             return outcomes.observe(observation, *counts), lambda: self._sampled(outcomes, samples, observation.get)

@@ -110,17 +110,19 @@ def serve(settings: Settings) -> int:
             time.sleep(_WATCH_SECONDS)
             if _let_go(clients, context):
                 used = time.monotonic()
-            elif time.monotonic() - used > IDLE_SECONDS:
-                _wanted(settings).unlink(missing_ok=True)
-                processes.write_private(note, about | {"resting": True})
-                # Whoever has read the note before has left its file by now, or finds nobody and goes on alone.
-                if not any(clients.iterdir()):
-                    engine.end_jvm()
-                    # Else it would stay as a zombie of the process that this one becomes.
-                    gateway.proc.wait()
-                    # Spark in Python is made for one JVM a process.
-                    os.execve(sys.executable, sys.orig_argv, environment)
+            if time.monotonic() - used <= IDLE_SECONDS:
+                continue
+            _wanted(settings).unlink(missing_ok=True)
+            processes.write_private(note, about | {"resting": True})
+            # Whoever has read the note before has left its file by now, or finds nobody and goes on alone.
+            if any(clients.iterdir()):
                 processes.write_private(note, listening)
+                continue
+            engine.end_jvm()
+            # Else it would stay as a zombie of the process that this one becomes.
+            gateway.proc.wait()
+            # Spark in Python is made for one JVM a process.
+            os.execve(sys.executable, sys.orig_argv, environment)
         return 0
     finally:
         if (told := _told(settings)) is None or told["process"] == own:

@@ -193,7 +193,7 @@ def _text(found: Inspected, zone: LandingZone, table: BronzeTable, content: byte
     epoch = ""
     unique = False
     if csv_file:
-        if quotes and not _each_alone(_decompressed(found.file, zone, content)):
+        if quotes:
             multiline = _spans_lines(found.file, zone, content)
         columns = _header(first)
         _check_columns(columns, table, "header")
@@ -294,6 +294,8 @@ def _spans_lines(file: LandedFile, zone: LandingZone, content: bytes | None) -> 
     lines up to the next quote for one value, without a word (tried, 4.2). Where values span lines, it takes the first
     end of a line for that of all: of others, it would make one row of several, or leave half of the end to a value.
     """
+    if _each_alone(_decompressed(file, zone, content)):
+        return False
     csv.field_size_limit(2**31 - 1)
     last = ""
 
